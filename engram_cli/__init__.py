@@ -1,0 +1,1 @@
+"""The command line of Engram Tables: parse, call one library function, print."""

@@ -1,0 +1,61 @@
+"""The `engram` command: one Typer application, every command guarded so that errors become exit codes."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from engram_cli.commands import bench_offload, build_table, build_vocab, count, hash, inspect, spec, verify
+from engram_cli.console import guarded, interrupt_on_sigterm, set_verbosity
+
+app = typer.Typer(
+    name="engram",
+    help="Build, address, verify, inspect and measure hashed n-gram tables.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+spec_app = typer.Typer(name="spec", help="The constants that address a table.", no_args_is_help=True)
+inspect_app = typer.Typer(name="inspect", help="Look inside tables and vocabularies.", no_args_is_help=True)
+
+app.command("build-vocab")(guarded(build_vocab.build_vocab))
+app.command("hash")(guarded(hash.hash_ids))
+app.command("count")(guarded(count.count))
+app.command("build-table")(guarded(build_table.build_table))
+app.command("verify")(guarded(verify.verify))
+app.command("bench-offload")(guarded(bench_offload.bench_offload))
+spec_app.command("list")(guarded(spec.list_presets))
+spec_app.command("show")(guarded(spec.show_spec))
+spec_app.command("make")(guarded(spec.make_spec))
+spec_app.command("export")(guarded(spec.export_spec))
+inspect_app.command("ngram")(guarded(inspect.inspect_ngram))
+inspect_app.command("table")(guarded(inspect.inspect_table))
+inspect_app.command("vocab")(guarded(inspect.inspect_vocab))
+app.add_typer(spec_app)
+app.add_typer(inspect_app)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from engram_tables import __version__
+
+        typer.echo(f"engram {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def configure(
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No narration and no progress on stderr.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="More narration, and tracebacks of errors.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Set what holds for every command."""
+    set_verbosity(quiet=quiet, verbose=verbose)
+
+
+def main() -> None:
+    """Entry point of the `engram` script."""
+    interrupt_on_sigterm()
+    app()

@@ -1,0 +1,1 @@
+"""One file a command, each one library call between parsing and printing."""

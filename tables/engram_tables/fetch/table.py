@@ -1,0 +1,225 @@
+"""A table that answers: addresses in, records into the caller's buffer. The engines know how to read."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from engram_tables.address.spec import Addresses, AddressSpec
+from engram_tables.address.vocabulary import Vocabulary
+from engram_tables.errors import InvalidInput, SpecMismatch
+from engram_tables.fetch.engines import ENGINES, Engine, GatherEngine
+from engram_tables.fetch.leases import Leases
+from engram_tables.fetch.placement import Batch, Placements
+from engram_tables.storage.reader import StoredTable
+
+AUTO = "auto"
+ENGINE_NAMES = (AUTO, *ENGINES)
+SAMPLED_RECORDS = 32
+ROWS_BETWEEN_SAMPLES = 65_536
+
+
+def open_table(path: str | Path) -> Table:
+    """Open a table directory for reading.
+
+    Raises
+    ------
+    TableError
+        The directory is no table, or not a whole one, or not one that this version reads.
+    SpecMismatch
+        Its vocabulary is not the one its spec addresses.
+    """
+    return Table(StoredTable(path))
+
+
+class Table:
+    """An open table. Close it, or use it as a context manager. Safe from many threads, and after a fork.
+
+    Attributes
+    ----------
+    stored : StoredTable
+        Its files.
+    places : Placements
+        Where its records lie, for engines that are made beside those of the table.
+
+    Notes
+    -----
+    Engines, by name: `gather`, `pread`, `direct`, `mapping` (see `fetch.engines`), and `auto`, which looks
+    where the rows are: 32 records of the batch itself are looked up in the page cache at the first call and
+    again after every 65,536 rows; if all of them are in memory `gather` reads, otherwise `pread`, which
+    leaves them in memory. What is not checked when reading: the records' bytes against the manifest's
+    digests; `engram verify` does that.
+    """
+
+    def __init__(self, stored: StoredTable) -> None:
+        self.stored = stored
+        self.places = Placements(stored)
+        self._leases = Leases(f"table {stored.path}")
+        self._engines: dict[str, Engine] = {}
+        self._auto_name: str | None = None
+        self._rows_until_sample = 0
+
+    @property
+    def path(self) -> Path:
+        """The table's directory."""
+        return self.stored.path
+
+    @property
+    def spec(self) -> AddressSpec:
+        """The addressing of the table."""
+        return self.stored.spec
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a record."""
+        return self.stored.row_bytes
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary | None:
+        """The table's own copy of its vocabulary, or None."""
+        return self.stored.vocabulary()
+
+    def fetch(
+        self,
+        addresses: Addresses,
+        out: NDArray[np.uint8] | None = None,
+        engine: str = AUTO,
+        *,
+        threads: int | None = None,
+    ) -> NDArray[np.uint8]:
+        """The records of all layers of a batch.
+
+        Parameters
+        ----------
+        addresses
+            What `spec.address` gave; `.rows` is int64 (tokens, layers, columns).
+        out
+            uint8 (tokens, layers, columns, row_bytes) in C order to fill; made if None.
+        engine
+            One of `ENGINE_NAMES`.
+        threads
+            None is the engine's default: usable CPUs for `gather`, 64 for `pread` and `direct`.
+
+        Returns
+        -------
+        uint8 (tokens, layers, columns, row_bytes), which is `out` if it was given.
+
+        Raises
+        ------
+        SpecMismatch
+            The addresses have another number of layers or columns than the table's spec.
+        InvalidInput
+            A row that the layer does not have, an unusable `out`, an unknown engine, or a closed table.
+            Nothing has been written to `out` then.
+        BackendUnavailable
+            The engine was asked for by name and cannot work here.
+        OSError
+            A read failed; a note names file and offset. `out` holds no meaningful bytes then.
+        """
+        rows = addresses.rows
+        expected = len(self.spec.layers), self.spec.n_columns
+        if rows.ndim != 3 or rows.shape[1:] != expected:
+            raise SpecMismatch(
+                f"addresses: found rows of shape {rows.shape}, expected "
+                f"(tokens, {expected[0]} layers, {expected[1]} columns) as {self.spec.name} has; "
+                "compute them with this table's spec"
+            )
+        return self._read(_as_rows(rows), expected[1], 0, out, engine, threads)
+
+    def fetch_rows(
+        self,
+        layer_id: int,
+        rows: ArrayLike,
+        out: NDArray[np.uint8] | None = None,
+        engine: str = AUTO,
+        *,
+        threads: int | None = None,
+    ) -> NDArray[np.uint8]:
+        """The records of one layer's rows: integers (n,) in, uint8 (n, row_bytes) out; otherwise as
+        `fetch`."""
+        self.spec.layer(layer_id)
+        checked = _as_rows(rows)
+        if checked.ndim != 1:
+            raise InvalidInput(f"rows: found shape {checked.shape}, expected (n,); flatten them first")
+        layer = self.spec.layer_ids.index(layer_id)
+        return self._read(checked, max(checked.size, 1), layer, out, engine, threads)
+
+    def decode(self, records: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The values of records: uint8 (..., row_bytes) in, float32 (..., row_width) out."""
+        return self.stored.codec.decode(records)
+
+    def close(self) -> None:
+        """Wait for the reads in flight, then close files and mappings. Later calls raise `InvalidInput`."""
+        if self._leases.close():
+            for engine in self._engines.values():
+                engine.close()
+            self.stored.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _read(
+        self,
+        rows: NDArray[np.int64],
+        n_columns: int,
+        layer: int,
+        out: NDArray[np.uint8] | None,
+        engine: str,
+        threads: int | None,
+    ) -> NDArray[np.uint8]:
+        if engine not in ENGINE_NAMES:
+            raise InvalidInput(f"engine {engine!r}: not known, expected one of {', '.join(ENGINE_NAMES)}")
+        expected = (*rows.shape, self.row_bytes)
+        with self._leases:
+            n_layers = rows.shape[1] if rows.ndim == 3 else 1
+            batch = self.places.check(rows, n_columns=n_columns, first_layer=layer, n_layers=n_layers)
+            records = np.empty(expected, np.uint8) if out is None else _checked_out(out, expected)
+            if rows.size:
+                name = self._choose(batch) if engine == AUTO else engine
+                self._engine(name).read(batch, records.reshape(-1, self.row_bytes), threads)
+        return records
+
+    def _engine(self, name: str) -> Engine:
+        if name not in self._engines:
+            made = ENGINES[name](self.stored, self.places)
+            # Two threads may have made one each: the first to arrive is kept.
+            if self._engines.setdefault(name, made) is not made:
+                made.close()
+        return self._engines[name]
+
+    def _choose(self, batch: Batch) -> str:
+        if self._auto_name is None or self._rows_until_sample <= 0:
+            gather = self._engine("gather")
+            assert isinstance(gather, GatherEngine)
+            all_in_memory = gather.resident_share(batch, SAMPLED_RECORDS) == 1.0
+            self._auto_name = "gather" if all_in_memory else "pread"
+            self._rows_until_sample = ROWS_BETWEEN_SAMPLES
+        self._rows_until_sample -= batch.rows.size
+        return self._auto_name
+
+
+def _as_rows(rows: ArrayLike) -> NDArray[np.int64]:
+    given = np.asarray(rows)
+    if given.size and given.dtype.kind not in "iu":
+        raise InvalidInput(f"rows: found {given.dtype}, expected integers; convert them first")
+    if given.dtype == np.uint64 and given.size and int(given.max()) >= 2**63:
+        raise InvalidInput(f"rows: found row {int(given.max())}, expected at most {2**63 - 1}")
+    return np.ascontiguousarray(given, dtype=np.int64).reshape(given.shape)
+
+
+def _checked_out(out: NDArray[np.uint8], expected: tuple[int, ...]) -> NDArray[np.uint8]:
+    found = f"{getattr(out, 'dtype', type(out).__name__)} {getattr(out, 'shape', '')}"
+    if not isinstance(out, np.ndarray) or out.dtype != np.uint8 or out.shape != expected:
+        raise InvalidInput(f"out: found {found}, expected uint8 {expected}; make it with np.empty")
+    if not (out.flags.c_contiguous and out.flags.writeable):
+        raise InvalidInput(
+            f"out: found {found} that is read-only or not in C order, expected a plain new array"
+        )
+    return out

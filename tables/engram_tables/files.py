@@ -1,0 +1,120 @@
+"""Files and directories that appear whole or not at all: written aside, flushed, then renamed."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from engram_tables.errors import BackendUnavailable, InvalidInput
+
+_AT_FDCWD = -100
+_RENAME_NOREPLACE = 1
+_RENAME_EXCHANGE = 2
+
+
+@contextmanager
+def new_file(path: Path, *, force: bool = False) -> Iterator[BinaryIO]:
+    """A binary file that takes the name `path` when the block ends without an exception."""
+    refuse_existing(path, force=force)
+    temporary = _sibling(path)
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        fsync_directory(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_directory(path: Path, *, force: bool = False) -> Iterator[Path]:
+    """A fresh sibling directory that takes the name `path` when the block ends without an exception.
+
+    With `force` an existing `path` is exchanged for the new directory in one step, then removed; a reader that
+    holds its files open keeps reading the old bytes. Files inside must have been flushed by whoever wrote them.
+
+    Raises
+    ------
+    InvalidInput
+        `path` exists and `force` is not set, or its parent does not exist.
+    BackendUnavailable
+        `force` is set and the filesystem cannot exchange two directories; nothing was changed.
+    """
+    refuse_existing(path, force=force)
+    temporary = _sibling(path)
+    temporary.mkdir()
+    try:
+        if path.exists():
+            _check_exchange(temporary, path)
+        yield temporary
+        fsync_directory(temporary)
+        if force and path.exists():
+            _rename(temporary, path, _RENAME_EXCHANGE)
+        else:
+            _rename(temporary, path, _RENAME_NOREPLACE)
+        fsync_directory(path.parent)
+    finally:
+        # After an exchange the temporary name holds the old directory.
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def refuse_existing(path: Path, *, force: bool) -> None:
+    """Raise `InvalidInput` if `path` could not be written."""
+    if not path.parent.is_dir():
+        raise InvalidInput(f"{path}: its directory {path.parent} does not exist; create it first")
+    if not force and (path.exists() or path.is_symlink()):
+        raise InvalidInput(f"{path}: exists already, expected a free name; choose another or give --force")
+
+
+def fsync_directory(path: Path) -> None:
+    """Make renames inside `path` durable."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _sibling(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+
+
+def _check_exchange(directory: Path, target: Path) -> None:
+    """Exchange two throw-away directories beside `target`, so that a refusal comes before the work and not after it."""
+    one, two = directory / "exchange-a", directory / "exchange-b"
+    one.mkdir()
+    two.mkdir()
+    try:
+        _rename(one, two, _RENAME_EXCHANGE)
+    except OSError as error:
+        raise BackendUnavailable(
+            f"{target}: this filesystem cannot exchange two directories ({error.strerror}); "
+            "remove the old one first, or write under another name"
+        ) from None
+    finally:
+        one.rmdir()
+        two.rmdir()
+
+
+def _rename(source: Path, target: Path, flags: int) -> None:
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is not None:
+        if renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), flags) == 0:
+            return
+        code = ctypes.get_errno()
+    else:
+        code = errno.ENOSYS
+    if flags == _RENAME_NOREPLACE and code in (errno.ENOSYS, errno.EINVAL):
+        # No such system call here: a directory never replaces one that holds files, so the risk is an empty one.
+        source.rename(target)
+        return
+    raise OSError(code, os.strerror(code), str(source), None, str(target))

@@ -1,0 +1,1 @@
+"""What did it cost? Timing, environment, ceilings and benchmarks."""

@@ -1,0 +1,125 @@
+"""Which bytes are in memory: page cache of files, huge pages of ranges; and how to get files out of it, and to check.
+
+No system setting is changed: files are evicted one by one, by advice, and what stayed is reported.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engram_tables.errors import BackendUnavailable
+
+_CACHESTAT = 451
+_CHUNK_BYTES = 1 << 30
+
+
+class _Range(ctypes.Structure):
+    _fields_ = (("offset", ctypes.c_uint64), ("n_bytes", ctypes.c_uint64))
+
+
+class _Cachestat(ctypes.Structure):
+    _fields_ = tuple(
+        (name, ctypes.c_uint64) for name in ("cache", "dirty", "writeback", "evicted", "recently_evicted")
+    )
+
+
+def resident_bytes(paths: Iterable[Path]) -> int:
+    """Bytes of the files that the page cache holds, in whole pages: by `cachestat`, or by `mincore` without it."""
+    return sum(_resident_bytes(path) for path in paths)
+
+
+def evict(paths: Iterable[Path]) -> int:
+    """Ask the system to forget the files' pages; returns the bytes that are still in memory.
+
+    Pages that some process has mapped and touched stay, so close mappings first.
+
+    Raises
+    ------
+    BackendUnavailable
+        The system has no such advice.
+    """
+    if not hasattr(os, "posix_fadvise"):
+        raise BackendUnavailable("evicting files: this system has no posix_fadvise; cold reads cannot be measured")
+    paths = list(paths)
+    for path in paths:
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            # Dirty pages are not dropped.
+            os.fsync(fd)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(fd)
+    return resident_bytes(paths)
+
+
+def preload(paths: Iterable[Path]) -> None:
+    """Read the files once from start to end, so that they are in memory if they fit."""
+    for path in paths:
+        with path.open("rb", buffering=0) as file:
+            block = bytearray(16 << 20)
+            while file.readinto(block):
+                pass
+
+
+def huge_page_bytes(array: NDArray[Any]) -> int | None:
+    """Bytes of the private mapping around `array` that lie in huge pages; None where the system does not say."""
+    address, inside = array.ctypes.data, False
+    try:
+        lines = Path("/proc/self/smaps").read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        first = line.split(maxsplit=1)[0]
+        if "-" in first and not first.endswith(":"):
+            start, stop = (int(bound, 16) for bound in first.split("-"))
+            inside = start <= address < stop
+        elif inside and first == "AnonHugePages:":
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _resident_bytes(path: Path) -> int:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        file_bytes = os.fstat(fd).st_size
+        if file_bytes == 0:
+            return 0
+        pages = _cachestat_pages(fd)
+        return (_mincore_pages(fd, file_bytes) if pages is None else pages) * mmap.PAGESIZE
+    finally:
+        os.close(fd)
+
+
+def _cachestat_pages(fd: int) -> int | None:
+    if not os.uname().sysname == "Linux":
+        return None
+    everything, found = _Range(0, 0), _Cachestat()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syscall(_CACHESTAT, fd, ctypes.byref(everything), ctypes.byref(found), 0) != 0:
+        return None
+    return int(found.cache)
+
+
+def _mincore_pages(fd: int, file_bytes: int) -> int:
+    libc = ctypes.CDLL(None, use_errno=True)
+    n_pages = 0
+    for offset in range(0, file_bytes, _CHUNK_BYTES):
+        n_bytes = min(_CHUNK_BYTES, file_bytes - offset)
+        with mmap.mmap(fd, n_bytes, prot=mmap.PROT_READ, offset=offset) as mapping:
+            states = np.empty(-(-n_bytes // mmap.PAGESIZE), np.uint8)
+            view = np.frombuffer(mapping, np.uint8)
+            address, target = ctypes.c_void_p(view.ctypes.data), ctypes.c_void_p(states.ctypes.data)
+            del view
+            if libc.mincore(address, ctypes.c_size_t(n_bytes), target) != 0:
+                code = ctypes.get_errno()
+                raise OSError(code, os.strerror(code), "mincore")
+            n_pages += int((states & 1).sum())
+    return n_pages

@@ -1,0 +1,135 @@
+"""Compiled loops of the codecs: float32 values to record bytes and back.
+
+Nothing is checked here: `codecs` validates shapes, and every array is C-contiguous. Each kernel has its plain
+twin in `reference`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+_E4M3_VALUES = np.zeros(256, dtype=np.float32)
+for _code in range(256):
+    _exponent, _mantissa = (_code >> 3) & 15, _code & 7
+    _magnitude = _mantissa * 2.0**-9 if _exponent == 0 else (8 + _mantissa) * 2.0 ** (_exponent - 10)
+    _E4M3_VALUES[_code] = np.nan if _code & 0x7F == 0x7F else (-_magnitude if _code & 0x80 else _magnitude)
+_E8M0_VALUES = np.array([*(2.0**exponent for exponent in range(-127, 128)), np.nan], dtype=np.float32)
+
+
+@intrinsic
+def _bits_of(typing_context: Any, value: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.IntType(32))
+
+    return types.uint32(types.float32), generate
+
+
+@intrinsic
+def _float_of(typing_context: Any, bits: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.FloatType())
+
+    return types.float32(types.uint32), generate
+
+
+@njit(cache=True, nogil=True)
+def first_unstorable_row(bits: np.ndarray, limit_bits: np.uint32) -> int:
+    """First row with a value whose magnitude bits reach `limit_bits`, or -1.
+
+    `bits` uint32 (n, width): float32 values as bits. Magnitude bits order as magnitudes do, infinity and NaN last.
+    """
+    for row in range(bits.shape[0]):
+        if _largest_magnitude(bits, row) >= limit_bits:
+            return row
+    return -1
+
+
+@njit(cache=True, nogil=True)
+def _largest_magnitude(bits: np.ndarray, row: int) -> np.uint32:
+    # The trip count is a variable on purpose: as a constant 32 the loop is unrolled and loses half its speed.
+    largest = np.uint32(0)
+    for k in range(bits.shape[1]):
+        largest = max(largest, np.uint32(bits[row, k] & np.uint32(0x7FFFFFFF)))
+    return largest
+
+
+@njit(cache=True, nogil=True)
+def encode_bf16(bits: np.ndarray, out: np.ndarray) -> None:
+    """Round `bits` uint32 (n,) to nearest even into `out` uint16 (n,). Values are finite and stay so."""
+    for k in range(bits.size):
+        word = bits[k]
+        round_up = np.uint32(np.uint32(0x7FFF) + np.uint32(np.uint32(word >> np.uint32(16)) & np.uint32(1)))
+        out[k] = np.uint16(np.uint32(word + round_up) >> np.uint32(16))
+
+
+@njit(cache=True, nogil=True)
+def decode_bf16(codes: np.ndarray, out: np.ndarray) -> None:
+    """Widen `codes` uint16 (n,) to float32 bits in `out` uint32 (n,)."""
+    for k in range(codes.size):
+        out[k] = np.uint32(codes[k]) << np.uint32(16)
+
+
+@njit(cache=True, nogil=True)
+def encode_fp8(bits: np.ndarray, limit_bits: np.uint32, out: np.ndarray) -> int:
+    """Encode values, given as `bits` uint32 (n * groups, 32), into `out` uint8 (n, groups * 33).
+
+    Returns the first row with a value that cannot be stored, where it stops, or -1.
+    """
+    n_groups = out.shape[1] // 33
+    width = n_groups * 32
+    for row in range(out.shape[0]):
+        for group in range(n_groups):
+            largest = _largest_magnitude(bits, row * n_groups + group)
+            if largest >= limit_bits:
+                return row
+            out[row, width + group] = _shared_scale(largest)
+        for group in range(n_groups):
+            inverse = _float_of(
+                np.uint32((np.uint32(254) - np.uint32(out[row, width + group])) << np.uint32(23))
+            )
+            for k in range(32):
+                out[row, group * 32 + k] = _e4m3_code(bits[row * n_groups + group, k], inverse)
+    return -1
+
+
+@njit(cache=True, nogil=True)
+def _shared_scale(largest: np.uint32) -> np.uint8:
+    # 448 = 1.75 * 2**8: one power of two higher when the mantissa passes 1.75.
+    bump = np.int32(1) if np.uint32(largest & np.uint32(0x7FFFFF)) > np.uint32(0x600000) else np.int32(0)
+    scale = max(np.int32(1), np.int32(np.int32(largest >> np.uint32(23)) - np.int32(8) + bump))
+    return np.uint8(scale) if largest != np.uint32(0) else np.uint8(127)
+
+
+@njit(cache=True, nogil=True)
+def _e4m3_code(word: np.uint32, inverse: np.float32) -> np.uint8:
+    sign = np.uint32(np.uint32(word >> np.uint32(24)) & np.uint32(0x80))
+    scaled = np.float32(_float_of(np.uint32(word & np.uint32(0x7FFFFFFF))) * inverse)
+    # Below 2**-6 codes are multiples of 2**-9, which is the last place of a float32 near 2**14.
+    small = np.uint32(_bits_of(np.float32(scaled + np.float32(16384.0))) & np.uint32(0xF))
+    scaled_bits = _bits_of(scaled)
+    odd = np.uint32(np.uint32(scaled_bits >> np.uint32(20)) & np.uint32(1))
+    large = np.uint32(
+        np.uint32(np.uint32(scaled_bits + np.uint32(0x7FFFF) + odd) >> np.uint32(20)) - np.uint32(960)
+    )
+    code = small if scaled < np.float32(0.015625) else large
+    return np.uint8(code | sign)
+
+
+@njit(cache=True, nogil=True)
+def decode_fp8(records: np.ndarray, out: np.ndarray) -> None:
+    """Decode `records` uint8 (n, width + width // 32) into `out` float32 (n, width)."""
+    n_rows, width = out.shape
+    for row in range(n_rows):
+        for group in range(width // 32):
+            scale = _E8M0_VALUES[records[row, width + group]]
+            for k in range(group * 32, group * 32 + 32):
+                word = _bits_of(np.float32(_E4M3_VALUES[records[row, k]] * scale))
+                odd = np.uint32(np.uint32(word >> np.uint32(16)) & np.uint32(1))
+                rounded = np.uint32(np.uint32(word + np.uint32(0x7FFF) + odd) & np.uint32(0xFFFF0000))
+                is_nan = np.uint32(word & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
+                out[row, k] = _float_of(np.uint32(0x7FC00000) if is_nan else rounded)

@@ -1,0 +1,329 @@
+"""An open table: every file held open and checked against the manifest; rows located, vocabulary at hand.
+
+No record is read here: `fetch` does that through the descriptors and mappings, `verify` hashes the data blocks.
+What is not checked when opening: the data blocks' digests. A file that someone cuts short after the table was
+opened ends a process that reads the mapping there with SIGBUS; tables are never changed in place by this package.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engram_tables.address.spec import AddressSpec
+from engram_tables.errors import (
+    CorruptTable,
+    IncompleteTable,
+    InvalidInput,
+    NotATable,
+    SpecMismatch,
+    TableError,
+    UnsupportedTable,
+)
+from engram_tables.storage.codecs import Codec
+from engram_tables.storage.layout import MANIFEST_NAME, VOCABULARY_NAME, Layout
+from engram_tables.storage.manifest import Manifest, ShardRecord, shard_header
+
+if TYPE_CHECKING:
+    from engram_tables.address.vocabulary import Vocabulary
+
+_MAX_MANIFEST_BYTES = 2**30
+_OPEN_ATTEMPTS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """One open file of rows; `data_offset` counts from the start of the file and is a multiple of 4096."""
+
+    path: Path
+    layer_id: int
+    first_row: int
+    n_rows: int
+    data_offset: int
+    file_bytes: int
+    fd: int
+
+
+class StoredTable:
+    """A table directory, opened and checked.
+
+    Parameters
+    ----------
+    path
+        The directory; it may be a symbolic link itself, nothing inside it may be one.
+
+    Raises
+    ------
+    NotATable
+        There is no directory or no manifest there.
+    IncompleteTable
+        A file that the manifest names is missing or shorter than it must be.
+    UnsupportedTable
+        A later schema, another codec or layout, or something that is no regular file.
+    CorruptTable
+        Manifest, header or vocabulary differ from their digests, or a file is too long.
+    SpecMismatch
+        The table's vocabulary is not the one its spec addresses.
+
+    Notes
+    -----
+    Cost: one open a shard, and the hashes of manifest, headers and vocabulary. When the directory is exchanged for
+    another while it is being opened, the new one is opened; a table that is open keeps serving its old bytes.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._fds: list[int] = []
+        self._mappings: dict[int, NDArray[np.uint8]] = {}
+        for attempt in range(_OPEN_ATTEMPTS):
+            root = _open_root(self.path)
+            try:
+                self._open(root)
+            except TableError:
+                self.close()
+                if attempt == _OPEN_ATTEMPTS - 1 or not _was_exchanged(root, self.path):
+                    raise
+            except BaseException:
+                self.close()
+                raise
+            else:
+                return
+            finally:
+                os.close(root)
+
+    def _open(self, root: int) -> None:
+        manifest_path = str(self.path / MANIFEST_NAME)
+        self.manifest = manifest = Manifest.from_bytes(
+            self._read(root, MANIFEST_NAME, None), path=manifest_path
+        )
+        self.spec: AddressSpec = manifest.spec
+        self.codec: Codec = manifest.get_codec()
+        self.layout: Layout = manifest.get_layout()
+        self.row_bytes = manifest.row_bytes
+        self._check_vocabulary(root)
+        self.shards: list[Shard] = [self._open_shard(root, record) for record in manifest.shards]
+        first = [shard_idx for shard_idx, shard in enumerate(self.shards) if shard.first_row == 0]
+        self._first_shard_idx = {self.shards[shard_idx].layer_id: shard_idx for shard_idx in first}
+        self._data_offsets = np.array([shard.data_offset for shard in self.shards], dtype=np.int64)
+
+    @property
+    def layer_ids(self) -> tuple[int, ...]:
+        """Layer ids in the spec's order."""
+        return self.spec.layer_ids
+
+    def rows_per_shard(self, layer_id: int) -> int:
+        """Rows of each of the layer's shards; the last one may hold fewer."""
+        return self.shards[self._first_idx(layer_id)].n_rows
+
+    def layer_shards(self, layer_id: int) -> range:
+        """Positions in `shards` of the layer's shards, in row order."""
+        first = self._first_idx(layer_id)
+        return range(first, first + -(-self.spec.layer(layer_id).n_rows // self.shards[first].n_rows))
+
+    def locate(self, layer_id: int, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Where the records of `rows` lie.
+
+        Parameters
+        ----------
+        rows
+            Integers (n,), numbered within the layer.
+
+        Returns
+        -------
+        shard_idx, file_offset
+            int64 (n,) each: position in `shards`, and bytes from the start of that file.
+
+        Raises
+        ------
+        InvalidInput
+            An unknown layer, or a row that the layer does not have; the first one is named.
+        """
+        first, n_rows = self._first_idx(layer_id), self.spec.layer(layer_id).n_rows
+        rows = np.asarray(rows)
+        if rows.ndim != 1 or rows.dtype.kind not in "iu":
+            raise InvalidInput(
+                f"rows: found {rows.dtype} {rows.shape}, expected integers (n,); convert them first"
+            )
+        if rows.size and not (int(rows.min()) >= 0 and int(rows.max()) < n_rows):
+            position = int(np.flatnonzero((rows < 0) | (rows >= n_rows))[0])
+            raise InvalidInput(
+                f"rows: found row {rows[position]} at position {position}, expected 0 to {n_rows - 1} in layer "
+                f"{layer_id}; were the rows computed with another spec?"
+            )
+        rows = rows.astype(np.int64, copy=False)
+        rows_per_shard = self.shards[first].n_rows
+        nth = rows // rows_per_shard
+        shard_idx = nth + first
+        offset = self.layout.record_offset(rows - nth * rows_per_shard)
+        return shard_idx, offset + self._data_offsets[shard_idx]
+
+    def mapping(self, shard_idx: int) -> NDArray[np.uint8]:
+        """The whole file as a read-only shared mapping, uint8 (file_bytes,); made when first asked for."""
+        if shard_idx not in self._mappings:
+            shard = self.shards[shard_idx]
+            view = mmap.mmap(shard.fd, shard.file_bytes, prot=mmap.PROT_READ)
+            self._mappings[shard_idx] = np.frombuffer(view, dtype=np.uint8)
+        return self._mappings[shard_idx]
+
+    def vocabulary(self) -> Vocabulary | None:
+        """The table's own copy of its vocabulary, or None if it has none."""
+        if self.manifest.vocabulary is None:
+            return None
+        from engram_tables.address.vocabulary import load_vocabulary
+
+        vocabulary = load_vocabulary(self.path / VOCABULARY_NAME)
+        if vocabulary.map_sha256 != self.manifest.vocabulary.map_sha256:
+            raise CorruptTable(
+                f"{self.path / VOCABULARY_NAME}: its map has digest {vocabulary.map_sha256}, the manifest says "
+                f"{self.manifest.vocabulary.map_sha256}; copy or build the table again",
+                path=str(self.path),
+            )
+        return vocabulary
+
+    def close(self) -> None:
+        """Close every file. Mappings that the caller still holds stay readable."""
+        self._mappings.clear()
+        while self._fds:
+            os.close(self._fds.pop())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _first_idx(self, layer_id: int) -> int:
+        if layer_id not in self._first_shard_idx:
+            known = ", ".join(map(str, self.layer_ids))
+            raise InvalidInput(f"layer {layer_id}: {self.path} has no such layer, expected one of {known}")
+        return self._first_shard_idx[layer_id]
+
+    def _check_vocabulary(self, root: int) -> None:
+        record = self.manifest.vocabulary
+        if record is None:
+            return
+        if self.spec.vocab_sha256 not in (None, record.map_sha256):
+            raise SpecMismatch(
+                f"{self.path}: its spec addresses the vocabulary {self.spec.vocab_sha256}, the table holds "
+                f"{record.map_sha256}; build it again with the vocabulary of the spec"
+            )
+        found = hashlib.sha256(self._read(root, VOCABULARY_NAME, record.file_bytes)).hexdigest()
+        if found != record.sha256:
+            raise self._corrupt(VOCABULARY_NAME, f"hashes to {found}, expected {record.sha256}")
+
+    def _open_shard(self, root: int, record: ShardRecord) -> Shard:
+        fd = self._open_file(root, record.path, record.file_bytes)
+        header = os.pread(fd, record.data_offset, 0)
+        found = hashlib.sha256(header).hexdigest()
+        if found != record.header_sha256:
+            raise self._corrupt(record.path, f"its header hashes to {found}, expected {record.header_sha256}")
+        if header != shard_header(self.manifest, record):
+            raise self._corrupt(
+                record.path, "its header contradicts the manifest, expected the tensor that follows from it"
+            )
+        return Shard(
+            path=self.path / record.path,
+            layer_id=record.layer_id,
+            first_row=record.first_row,
+            n_rows=record.n_rows,
+            data_offset=record.data_offset,
+            file_bytes=record.file_bytes,
+            fd=fd,
+        )
+
+    def _read(self, root: int, name: str, file_bytes: int | None) -> bytes:
+        """The whole of a small file, which is closed again."""
+        with os.fdopen(self._open_file(root, name, file_bytes), "rb", closefd=False) as file:
+            return file.read()
+
+    def _open_file(self, root: int, name: str, file_bytes: int | None) -> int:
+        """Open `name` below `root` without following a link, and hold it to its length before any use."""
+        where = self.path / name
+        directory, _, base = name.rpartition("/")
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        try:
+            parent = os.open(directory, flags | os.O_DIRECTORY, dir_fd=root) if directory else os.dup(root)
+            try:
+                fd = os.open(base, flags, dir_fd=parent)
+            finally:
+                os.close(parent)
+        except FileNotFoundError:
+            if name == MANIFEST_NAME:
+                raise NotATable(
+                    f"{self.path}: found no {MANIFEST_NAME}, which every whole table has; "
+                    "give the directory of a table, or build one",
+                    path=str(self.path),
+                ) from None
+            raise IncompleteTable(
+                f"{where}: found no such file, expected {file_bytes} bytes; copy it or build the table again",
+                path=str(self.path),
+            ) from None
+        except OSError as error:
+            if not any(part.is_symlink() for part in (where.parent, where)):
+                raise
+            raise UnsupportedTable(
+                f"{where}: found a symbolic link ({error.strerror}), expected files inside the table; "
+                "replace the link by the file",
+                path=str(self.path),
+            ) from None
+        self._fds.append(fd)
+        self._check_length(os.fstat(fd), where, file_bytes)
+        return fd
+
+    def _check_length(self, status: os.stat_result, where: Path, file_bytes: int | None) -> None:
+        path = str(self.path)
+        if not stat.S_ISREG(status.st_mode):
+            raise UnsupportedTable(
+                f"{where}: found no regular file, expected one; replace it by the file", path=path
+            )
+        if file_bytes is None:
+            if status.st_size > _MAX_MANIFEST_BYTES:
+                raise NotATable(
+                    f"{where}: found {status.st_size} bytes, expected {_MAX_MANIFEST_BYTES} at most; "
+                    "give the directory of a table",
+                    path=path,
+                )
+        elif status.st_size < file_bytes:
+            raise IncompleteTable(
+                f"{where}: found {status.st_size} bytes, expected {file_bytes}; the file is cut short: "
+                "copy it or build the table again",
+                path=path,
+            )
+        elif status.st_size > file_bytes:
+            raise self._corrupt(
+                where.relative_to(self.path), f"found {status.st_size} bytes, expected {file_bytes}"
+            )
+
+    def _corrupt(self, name: str | Path, what: str) -> CorruptTable:
+        return CorruptTable(
+            f"{self.path / name}: {what}; copy it or build the table again", path=str(self.path)
+        )
+
+
+def _open_root(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise NotATable(
+            f"{path}: found nothing there, expected the directory of a table; mend the path", path=str(path)
+        ) from None
+    except NotADirectoryError:
+        raise NotATable(
+            f"{path}: found a file, expected the directory of a table; mend the path", path=str(path)
+        ) from None
+
+
+def _was_exchanged(root: int, path: Path) -> bool:
+    """Whether `path` now names another directory than the one held open as `root`."""
+    try:
+        return not os.path.samestat(os.fstat(root), path.stat())
+    except OSError:
+        return False
