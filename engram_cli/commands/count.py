@@ -29,17 +29,11 @@ def count(
     vocab: Annotated[
         Path, typer.Option("--vocab", metavar="FILE", help="A vocabulary written by `engram build-vocab`.")
     ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="The counts directory to write.")
-    ],
-    orders: Annotated[
-        str, typer.Option("--orders", metavar="N,N", help="Orders to count, from 1 to 5.")
-    ] = "2,3,4",
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The counts directory to write.")],
+    orders: Annotated[str, typer.Option("--orders", metavar="N,N", help="Orders to count, from 1 to 5.")] = "2,3,4",
     glob: Annotated[
         str,
-        typer.Option(
-            "--glob", metavar="PATTERN", help="What a file's name inside a directory must match: '*.py'."
-        ),
+        typer.Option("--glob", metavar="PATTERN", help="What a file's name inside a directory must match: '*.py'."),
     ] = "*",
     decode_errors: Annotated[
         str,
@@ -49,9 +43,7 @@ def count(
             help="Stop at bytes that are not UTF-8, or make each U+FFFD.",
         ),
     ] = "strict",
-    top: Annotated[
-        int, typer.Option("--top", min=0, help="Most frequent n-grams to print for each order.")
-    ] = 20,
+    top: Annotated[int, typer.Option("--top", min=0, help="Most frequent n-grams to print for each order.")] = 20,
     threads: Threads = None,
     force: Force = False,
     dry_run: DryRun = False,
@@ -72,9 +64,7 @@ def count(
     from engram_tables.corpus.count_corpus import plan_count, run_count
 
     if decode_errors not in ("strict", "replace"):
-        raise typer.BadParameter(
-            f"found {decode_errors!r}, expected strict or replace", param_hint="--decode-errors"
-        )
+        raise typer.BadParameter(f"found {decode_errors!r}, expected strict or replace", param_hint="--decode-errors")
     vocabulary = load_vocabulary(vocab)
     plan = plan_count(
         corpus,
@@ -146,9 +136,7 @@ def _top(counts: NgramCounts, vocabulary: Vocabulary, k: int) -> list[dict[str, 
     found = []
     for position in counts.top(k).tolist():
         ngram = counts.columns[:, position].tolist()
-        found.append(
-            {"ids": ngram, "forms": _forms(vocabulary, ngram), "count": int(counts.counts[position])}
-        )
+        found.append({"ids": ngram, "forms": _forms(vocabulary, ngram), "count": int(counts.counts[position])})
     return found
 
 

@@ -25,16 +25,21 @@ def hash_ids(
     text: Annotated[str | None, typer.Option("--text", help="Text to tokenise and hash.")] = None,
     ids: Annotated[str | None, typer.Option("--ids", help="Token ids: 0,3,15.")] = None,
     file: Annotated[
-        Path | None, typer.Option("--file", metavar="FILE", help="Integers (tokens,) in a .npy, or UTF-8 text otherwise.")
+        Path | None,
+        typer.Option("--file", metavar="FILE", help="Integers (tokens,) in a .npy, or UTF-8 text otherwise."),
     ] = None,
     canonical: Annotated[bool, typer.Option("--canonical", help="The ids are canonical already.")] = False,
     dead: Annotated[str | None, typer.Option("--dead", help="Positions that take no part: 3,7-9.")] = None,
     history: Annotated[
         str | None,
-        typer.Option("--history", help="Ids that stand before this chunk, oldest first, -1 where dead; none: it begins here."),
+        typer.Option(
+            "--history",
+            help="Ids that stand before this chunk, oldest first, -1 where dead; none: it begins here.",
+        ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE.npy", help="Write rows as int64 (tokens, layers, columns).")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE.npy", help="Write rows as int64 (tokens, layers, columns)."),
     ] = None,
     threads: Threads = None,
     force: Force = False,

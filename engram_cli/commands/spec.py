@@ -142,12 +142,16 @@ def make_spec(
     resolved = recipe.resolve()
     with new_file(output, force=force) as file:
         file.write(json_module.dumps(resolved.to_json(), indent=1).encode() + b"\n")
-    say(f"wrote {output}: {resolved.n_rows:,} rows in {len(resolved.layers)} layers, fingerprint {resolved.fingerprint}")
+    say(
+        f"wrote {output}: {resolved.n_rows:,} rows in {len(resolved.layers)} layers, fingerprint {resolved.fingerprint}"
+    )
 
 
 def export_spec(
     output: Output,
-    form: Annotated[str, typer.Option("--as", help="json, npz, or gguf (key-values of both public spellings, as JSON).")] = "json",
+    form: Annotated[
+        str, typer.Option("--as", help="json, npz, or gguf (key-values of both public spellings, as JSON).")
+    ] = "json",
     preset: Preset = None,
     spec: SpecFile = None,
     config: ConfigFile = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -78,7 +78,7 @@ def hash_source(
         raise InvalidInput(
             "canonical ids go without a vocabulary"
             if canonical
-            else f"spec {spec.name}: token ids need the vocabulary that maps them; give it, or say that ids are canonical"
+            else f"spec {spec.name}: token ids need the vocabulary that maps them; give it, or say they are canonical"
         )
     if file is not None and file.suffix == ".npy":
         given = _load_ids(file)
@@ -111,7 +111,9 @@ def _read_text(file: Path) -> str:
     try:
         return file.read_bytes().decode()
     except UnicodeDecodeError as error:
-        raise InvalidInput(f"{file}: not UTF-8 at byte {error.start} ({error.reason}); give UTF-8 text or a .npy") from None
+        raise InvalidInput(
+            f"{file}: not UTF-8 at byte {error.start} ({error.reason}); give UTF-8 text or a .npy"
+        ) from None
 
 
 def _load_ids(file: Path) -> npt.NDArray[np.int64]:
@@ -232,7 +234,11 @@ def _stream(
 
 
 def _check_ids(
-    spec: AddressSpec, ids: npt.NDArray[np.generic], skip: npt.NDArray[np.bool_] | None, *, name: str = "canonical id"
+    spec: AddressSpec,
+    ids: npt.NDArray[Any],
+    skip: npt.NDArray[np.bool_] | None,
+    *,
+    name: str = "canonical id",
 ) -> None:
     if ids.size == 0:
         return
@@ -289,5 +295,5 @@ def _prepare(spec: AddressSpec, layers: tuple[LayerAddressing, ...], orders: tup
         offsets=offsets.reshape(-1),
     )
     used = [modulus for layer in layers for heads in layer.moduli for modulus in heads]
-    fast = kernels.SMALLEST_FAST_MODULUS <= min(used) and max(used) <= kernels.LARGEST_FAST_MODULUS
+    fast = min(used) >= kernels.SMALLEST_FAST_MODULUS and max(used) <= kernels.LARGEST_FAST_MODULUS
     return _Prepared(constants, fast)

@@ -59,7 +59,9 @@ class HashConstants(NamedTuple):
 
 
 @intrinsic
-def _reduce_eight(typingctx: Any, mix: Any, mix_double: Any, moduli: Any, reciprocals: Any, offsets: Any, out: Any) -> Any:
+def _reduce_eight_lanes(
+    typingctx: Any, mix: Any, mix_double: Any, moduli: Any, reciprocals: Any, offsets: Any, out: Any
+) -> Any:
     """out[0:8] = mix mod moduli[0:8] + offsets[0:8].
 
     Arrays come as addresses: numba counts references around every call that takes arrays, which costs more than this.
@@ -98,6 +100,10 @@ def _reduce_eight(typingctx: Any, mix: Any, mix_double: Any, moduli: Any, recipr
         return context.get_dummy_value()
 
     return signature, generate
+
+
+# Typed loosely: numba supplies the first parameter, which the type of the decorated function does not know.
+_reduce_eight: Any = _reduce_eight_lanes
 
 
 @njit(cache=True, nogil=True)
@@ -201,7 +207,11 @@ def _mix_windows(windows, n, multipliers, orders, mixes, keys, key, n_layers):  
 @njit(cache=True, nogil=True)
 def _reduce_block(mixes, n, first, constants, n_columns, rows):  # type: ignore[no-untyped-def]
     """Rows of `n` mixes per layer and order, eight columns at a time and without a division."""
-    group_order, group_column, group_valid = constants.group_order, constants.group_column, constants.group_valid
+    group_order, group_column, group_valid = (
+        constants.group_order,
+        constants.group_column,
+        constants.group_valid,
+    )
     n_layers, n_groups = mixes.shape[0], group_order.size
     scratch = np.empty(LANES, dtype=np.int64)
     scratch_at, rows_at = scratch.ctypes.data, rows.ctypes.data
@@ -211,17 +221,30 @@ def _reduce_block(mixes, n, first, constants, n_columns, rows):  # type: ignore[
     for layer in range(n_layers):
         for group in range(n_groups):
             shift = (layer * n_groups + group) * (LANES * 8)
-            modulus_at, reciprocal_at, offset_at = moduli_at + shift, reciprocals_at + shift, offsets_at + shift
+            modulus_at, reciprocal_at, offset_at = (
+                moduli_at + shift,
+                reciprocals_at + shift,
+                offsets_at + shift,
+            )
             mixed = mixes[layer, group_order[group]]
             column = (first * n_layers + layer) * n_columns + group_column[group]
             if group_valid[group] == LANES:
                 out_at, stride = rows_at + column * 8, n_layers * n_columns * 8
                 for i in range(n):
-                    _reduce_eight(mixed[i], np.float64(np.int64(mixed[i])), modulus_at, reciprocal_at, offset_at, out_at)
+                    _reduce_eight(
+                        mixed[i], np.float64(np.int64(mixed[i])), modulus_at, reciprocal_at, offset_at, out_at
+                    )
                     out_at += stride
             else:
                 for i in range(n):
-                    _reduce_eight(mixed[i], np.float64(np.int64(mixed[i])), modulus_at, reciprocal_at, offset_at, scratch_at)
+                    _reduce_eight(
+                        mixed[i],
+                        np.float64(np.int64(mixed[i])),
+                        modulus_at,
+                        reciprocal_at,
+                        offset_at,
+                        scratch_at,
+                    )
                     for lane in range(group_valid[group]):
                         rows[column + lane] = scratch[lane]
                     column += n_layers * n_columns

@@ -327,7 +327,9 @@ def make_recipe(
     )
 
 
-def gguf_key_values(spec: AddressSpec, *, arch: str = "deepseek41", vocabulary: Vocabulary | None = None) -> dict[str, Any]:
+def gguf_key_values(
+    spec: AddressSpec, *, arch: str = "deepseek41", vocabulary: Vocabulary | None = None
+) -> dict[str, Any]:
     """The GGUF metadata of both public spellings, as {spelling: {key: {"type", "value"}}}.
 
     Integers past 2^53 and all u64 values are decimal strings, since many writers read JSON numbers as doubles. The
@@ -365,4 +367,3 @@ def gguf_key_values(spec: AddressSpec, *, arch: str = "deepseek41", vocabulary: 
         ds4 |= typed(token_map=("u32[]", token_map))
         llama_cpp |= typed(token_map=("i32[]", token_map))
     return {"ds4": ds4, "llama.cpp": llama_cpp}
-

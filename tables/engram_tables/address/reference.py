@@ -17,7 +17,9 @@ from typing import Any
 from engram_tables.address.folding import REPLACEMENT, dense_ids
 
 # Unicode White_Space: what Rust's `char::is_whitespace` strips. Python's `str.strip` also strips U+001C to U+001F.
-WHITE_SPACE = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+WHITE_SPACE = "".join(map(chr, (*range(0x09, 0x0E), 0x20, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B)))) + (
+    "\u2028\u2029\u202f\u205f\u3000"
+)
 
 
 def normalise(text: str) -> str:

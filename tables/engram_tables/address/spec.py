@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -244,14 +244,16 @@ class AddressSpec:
             spec = cls(
                 name=_text(data, "name", where),
                 provenance=_text(data, "provenance", where),
-                row_width=None if data["row_width"] is None else int_from_json(data["row_width"], f"{where}: row_width"),
+                row_width=None
+                if data["row_width"] is None
+                else int_from_json(data["row_width"], f"{where}: row_width"),
                 vocab_sha256=None if data["vocab_sha256"] is None else _text(data, "vocab_sha256", where),
                 **_addressing_from_json(data["addressing"], where),
             )
             stated = _text(data, "fingerprint", where)
         except (KeyError, TypeError) as error:
             raise InvalidInput(
-                f"{where}: {type(error).__name__} {error}, expected the keys of a spec; write it with `engram spec export`"
+                f"{where}: {type(error).__name__} {error}, expected the keys of a spec; export it anew"
             ) from None
         if stated != spec.fingerprint:
             raise InvalidInput(
@@ -278,10 +280,20 @@ class AddressSpec:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]], *, where: str = "arrays") -> Self:
-        """The spec whose `arrays` these are; `row_width` (0 for unknown), `name` and `vocab_sha256` may stand beside."""
+        """The spec whose `arrays` these are; `row_width` (0: unknown), `name` and `vocab_sha256` may stand beside."""
         import numpy as np
 
-        names = ("canonical_size", "fill_id", "orders", "heads", "layer_ids", "multipliers", "moduli", "offsets", "n_rows")
+        names = (
+            "canonical_size",
+            "fill_id",
+            "orders",
+            "heads",
+            "layer_ids",
+            "multipliers",
+            "moduli",
+            "offsets",
+            "n_rows",
+        )
         for name in names:
             if name not in arrays:
                 raise InvalidInput(f"{where}: no array {name!r}, expected {', '.join(names)}")
@@ -296,12 +308,13 @@ class AddressSpec:
             LayerAddressing(
                 layer_id=layer_id,
                 multipliers=tuple(multipliers),
-                moduli=tuple(tuple(moduli[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)),
+                moduli=tuple(tuple(moduli[a:b]) for a, b in pairwise(bounds)),
                 offsets=tuple(offsets),
                 n_rows=n_rows,
             )
             for layer_id, multipliers, moduli, offsets, n_rows in zip(
-                *(values[name] for name in ("layer_ids", "multipliers", "moduli", "offsets", "n_rows")), strict=True
+                *(values[name] for name in ("layer_ids", "multipliers", "moduli", "offsets", "n_rows")),
+                strict=True,
             )
         )
         extra = {name: str(arrays[name]) for name in ("name", "vocab_sha256") if name in arrays and str(arrays[name])}
@@ -321,13 +334,13 @@ class AddressSpec:
         import numpy as np
 
         file = io.BytesIO()
-        np.savez(
-            file,
+        arrays: dict[str, Any] = {
             **self.arrays(),
-            name=np.array(self.name),
-            row_width=np.array(self.row_width or 0),
-            vocab_sha256=np.array(self.vocab_sha256 or ""),
-        )
+            "name": np.array(self.name),
+            "row_width": np.array(self.row_width or 0),
+            "vocab_sha256": np.array(self.vocab_sha256 or ""),
+        }
+        np.savez(file, **arrays)
         return file.getvalue()
 
 
@@ -398,28 +411,48 @@ def _check(spec: AddressSpec) -> None:
             raise InvalidInput(f"spec {spec.name}: {found}, expected {expected}; take the constants from their source")
 
     need(1 <= spec.canonical_size <= 2**32, f"canonical_size is {spec.canonical_size}", "1 to 2^32")
-    need(0 <= spec.fill_id < spec.canonical_size, f"fill_id is {spec.fill_id}", f"0 to {spec.canonical_size - 1}")
+    need(
+        0 <= spec.fill_id < spec.canonical_size,
+        f"fill_id is {spec.fill_id}",
+        f"0 to {spec.canonical_size - 1}",
+    )
     ascending = bool(spec.orders) and list(spec.orders) == sorted(set(spec.orders))
-    need(ascending and 1 <= spec.orders[0] and spec.orders[-1] <= _MAX_ORDER,
-         f"orders are {spec.orders}", f"different, ascending, 1 to {_MAX_ORDER}")  # fmt: skip
+    need(
+        ascending and spec.orders[0] >= 1 and spec.orders[-1] <= _MAX_ORDER,
+        f"orders are {spec.orders}",
+        f"different, ascending, 1 to {_MAX_ORDER}",
+    )
     need(bool(spec.layers), "there is no layer", "one or more")
     need(len(set(spec.layer_ids)) == len(spec.layers), f"layer ids are {spec.layer_ids}", "different ones")
     need(spec.row_width is None or 1 <= spec.row_width <= 2**20, f"row_width is {spec.row_width}", "1 to 2^20")
     for layer in spec.layers:
         where = f"layer {layer.layer_id}: "
         need(0 <= layer.layer_id < 2**31, f"layer id is {layer.layer_id}", "0 to 2^31 - 1")
-        need(len(layer.multipliers) == spec.max_order,
-             f"{where}{len(layer.multipliers)} multipliers", f"{spec.max_order}, one a look-back")  # fmt: skip
+        need(
+            len(layer.multipliers) == spec.max_order,
+            f"{where}{len(layer.multipliers)} multipliers",
+            f"{spec.max_order}, one a look-back",
+        )
         largest = _INT64_MAX // spec.canonical_size
         for multiplier in layer.multipliers:
-            need(0 < multiplier <= largest and multiplier % 2 == 1, f"{where}multiplier {multiplier}",
-                 f"an odd number of at most {largest}, so that no product passes 2^63")  # fmt: skip
-        need(tuple(len(heads) for heads in layer.moduli) == spec.heads and len(layer.moduli) == len(spec.orders)
-             and all(spec.heads), f"{where}heads per order {tuple(len(heads) for heads in layer.moduli)}",
-             "one or more for each order, as in the first layer")  # fmt: skip
+            need(
+                0 < multiplier <= largest and multiplier % 2 == 1,
+                f"{where}multiplier {multiplier}",
+                f"an odd number of at most {largest}, so that no product passes 2^63",
+            )
+        need(
+            tuple(len(heads) for heads in layer.moduli) == spec.heads
+            and len(layer.moduli) == len(spec.orders)
+            and all(spec.heads),
+            f"{where}heads per order {tuple(len(heads) for heads in layer.moduli)}",
+            "one or more for each order, as in the first layer",
+        )
         need(len(layer.offsets) == spec.n_columns, f"{where}{len(layer.offsets)} offsets", f"{spec.n_columns}")
         need(0 < layer.n_rows < 2**48, f"{where}{layer.n_rows} rows", "1 to 2^48 - 1")
         moduli: Sequence[int] = sum(layer.moduli, ())
         for modulus, offset in zip(moduli, layer.offsets, strict=True):
-            need(1 <= modulus and 0 <= offset and offset + modulus <= layer.n_rows,
-                 f"{where}a head of modulus {modulus} at row {offset}", f"rows within 0 to {layer.n_rows - 1}")  # fmt: skip
+            need(
+                modulus >= 1 and offset >= 0 and offset + modulus <= layer.n_rows,
+                f"{where}a head of modulus {modulus} at row {offset}",
+                f"rows within 0 to {layer.n_rows - 1}",
+            )

@@ -73,7 +73,13 @@ class Vocabulary:
     """
 
     def __init__(
-        self, *, rule: Rule, canonical_ids: npt.NDArray[np.uint32], tokens: Sequence[str], tokenizer_json: bytes, source: str
+        self,
+        *,
+        rule: Rule,
+        canonical_ids: npt.NDArray[np.uint32],
+        tokens: Sequence[str],
+        tokenizer_json: bytes,
+        source: str,
     ) -> None:
         self.rule = rule
         self.canonical_ids = np.ascontiguousarray(canonical_ids, dtype=np.uint32)
@@ -203,7 +209,10 @@ class Vocabulary:
         table = pa.table(columns)
         packed = base64.b64encode(zstandard.ZstdCompressor(level=12).compress(self.tokenizer_json))
         header = json.dumps(self.header(), sort_keys=True, ensure_ascii=True).encode()
-        with new_file(path, force=force) as file, pq.ParquetWriter(file, table.schema, compression="zstd") as writer:
+        with (
+            new_file(path, force=force) as file,
+            pq.ParquetWriter(file, table.schema, compression="zstd") as writer,
+        ):
             writer.write_table(table)
             writer.add_key_value_metadata({_HEADER_KEY: header, _TOKENIZER_KEY: packed})
 
@@ -252,7 +261,11 @@ def build_vocabulary(tokenizer: str | Path, *, rule: Rule | str = Rule.DEEPSEEK)
         case Rule.IDENTITY:
             ids = list(range(len(tokens)))
     return Vocabulary(
-        rule=rule, canonical_ids=np.array(ids, dtype=np.uint32), tokens=tokens, tokenizer_json=raw, source=source
+        rule=rule,
+        canonical_ids=np.array(ids, dtype=np.uint32),
+        tokens=tokens,
+        tokenizer_json=raw,
+        source=source,
     )
 
 
