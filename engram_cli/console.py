@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import json
 import os
 import signal
 import sys
@@ -64,6 +65,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         except MemoryError as error:
             _stop(error, Exit.MACHINE_CANNOT)
         except KeyboardInterrupt:
+            print("interrupted: temporary files are removed", file=sys.stderr)
             raise typer.Exit(Exit.INTERRUPTED) from None
 
     return run
@@ -83,34 +85,38 @@ def _stop(error: BaseException, code: Exit) -> NoReturn:
         import traceback
 
         traceback.print_exception(error)
-    for _note in getattr(error, "__notes__", ()):
-        pass
+    print(f"error: {error or type(error).__name__}", file=sys.stderr)
+    for note in getattr(error, "__notes__", ()):
+        print(f"  {note}", file=sys.stderr)
     raise typer.Exit(code) from None
 
 
 def check_found(message: str) -> NoReturn:
     """End with exit code 6: a check ran to its end and found something."""
+    print(f"check failed: {message}", file=sys.stderr)
     raise typer.Exit(Exit.CHECK_FOUND)
 
 
 def emit(record: dict[str, Any]) -> None:
     """One JSON object on one line of stdout."""
+    print(json.dumps(record, ensure_ascii=False, allow_nan=False), flush=True)
 
 
 def say(text: str = "") -> None:
     """A line of narration on stderr, unless `-q`."""
     if not _quiet:
-        pass
+        print(text, file=sys.stderr)
 
 
 def detail(text: str) -> None:
     """A line of narration that only `-v` shows."""
     if _verbose:
-        pass
+        print(text, file=sys.stderr)
 
 
-def show(text: str) -> None:
+def show(text: str = "") -> None:
     """A line of the human form of a command's result, on stdout."""
+    print(text)
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, left: int = 1) -> None:

@@ -222,7 +222,7 @@ def test_damaged_files_are_refused(tiny_vocab_file: Path, tmp_path: Path) -> Non
     import pyarrow.parquet as pq
 
     pq.write_table(pa.table({"token_id": [1], "token": ["a"], "canonical_id": [0]}), path)
-    with pytest.raises(InvalidInput, match="without engram.vocabulary"):
+    with pytest.raises(InvalidInput, match="without engram"):
         load_vocabulary(path)
     with pytest.raises(FileNotFoundError):
         load_vocabulary(tmp_path / "missing.parquet")

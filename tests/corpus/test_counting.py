@@ -56,9 +56,7 @@ def test_counts_equal_the_reference_for_any_threads_chunks_and_partitions(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(counting, "CHUNK_TOKENS", chunk)
         patch.setattr(counting, "PARTITION_KEYS", partition)
-        counts = count_ngrams(
-            *stream(documents), orders=orders, canonical_size=canonical_size, threads=threads
-        )
+        counts = count_ngrams(*stream(documents), orders=orders, canonical_size=canonical_size, threads=threads)
     assert sorted(counts) == sorted(orders)
     assert_equals_reference(documents, counts)
 
@@ -68,9 +66,7 @@ def test_counts_equal_the_reference_for_any_threads_chunks_and_partitions(
 def test_sizes_around_block_and_partition_borders(n_tokens: int, orders: tuple[int, ...]) -> None:
     generator = np.random.default_rng(n_tokens)
     # Half the tokens are one id, so that its partition is longer than a stretch.
-    ids = np.where(generator.random(n_tokens) < 0.7, 174, generator.integers(0, 99_092, n_tokens)).astype(
-        np.uint32
-    )
+    ids = np.where(generator.random(n_tokens) < 0.7, 174, generator.integers(0, 99_092, n_tokens)).astype(np.uint32)
     starts = np.unique(np.concatenate([[0, n_tokens], generator.integers(0, n_tokens, 20)])).astype(np.int64)
     documents = [ids[a:b].tolist() for a, b in itertools.pairwise(starts)]
     counts = count_ngrams(ids, starts, orders=orders, canonical_size=99_092, threads=2)

@@ -193,10 +193,12 @@ def count_ngrams(
 
 
 class _Partitions(NamedTuple):
-    """Ranges of leading tokens, ascending: partition p holds the keys at [key_starts[p], key_starts[p + 1])."""
+    """Ranges of leading tokens, none empty: partition p holds keys key_starts[p] to key_starts[p + 1]."""
 
     key_starts: I64
     leading: I64
+    """The first token's high bits, which keys do not hold."""
+    first_token: I64
     of_token: U32
 
 
@@ -231,7 +233,9 @@ class _Job:
         histograms = self.histograms()
         found = {1: _single_tokens(histograms.sum(axis=0))} if orders[0] == 1 else {}
         longer = [order for order in orders if order > 1]
-        if longer:
+        if longer and not len(self.ids):
+            found |= {order: _no_ngrams(order) for order in longer}
+        elif longer:
             partitions = self.partition(histograms.sum(axis=0))
             keys = workspace.keys(len(self.ids))
             self.scatter(histograms, partitions, keys)
@@ -254,24 +258,25 @@ class _Job:
     def partition(self, occurrences: I64) -> _Partitions:
         """Cut the leading tokens into ranges of about PARTITION_KEYS keys, inside aligned blocks."""
         free_bits = min(64 - (self.order - 1) * self.token_bits, self.token_bits)
-        before = np.concatenate([[0], np.cumsum(occurrences)])
-        tokens = np.arange(self.canonical_size, dtype=np.int64)
-        # A new partition begins where the running total passes a multiple of PARTITION_KEYS or a block begins.
-        group = before[:-1] // PARTITION_KEYS
-        begins = np.ones(self.canonical_size, dtype=bool)
-        begins[1:] = (group[1:] != group[:-1]) | (tokens[1:] >> free_bits != tokens[:-1] >> free_bits)
-        first = tokens[begins]
+        tokens = np.flatnonzero(occurrences)
+        ends = np.cumsum(occurrences[tokens])
+        key_starts = np.concatenate([[0], ends])
+        # A new partition begins where the keys before pass a multiple of PARTITION_KEYS or a block begins.
+        passed, block = key_starts[:-1] // PARTITION_KEYS, tokens >> free_bits
+        begins = np.ones(len(tokens), dtype=bool)
+        begins[1:] = (passed[1:] != passed[:-1]) | (block[1:] != block[:-1])
+        of_token = np.zeros(self.canonical_size, dtype=np.uint32)
+        of_token[tokens] = np.cumsum(begins) - 1
         return _Partitions(
-            key_starts=np.concatenate([before[first], before[-1:]]),
-            leading=(first >> free_bits) << free_bits,
-            of_token=(np.cumsum(begins) - 1).astype(np.uint32),
+            key_starts=np.append(key_starts[:-1][begins], len(self.ids)),
+            leading=block[begins] << free_bits,
+            first_token=tokens[begins],
+            of_token=of_token,
         )
 
     def scatter(self, histograms: I64, partitions: _Partitions, keys: U64) -> None:
         """Write every position's key into its partition; each thread has its own part of each partition."""
-        per_thread = np.zeros((len(histograms), len(partitions.leading)), dtype=np.int64)
-        for row, histogram in zip(per_thread, histograms, strict=True):
-            np.add.at(row, partitions.of_token, histogram)
+        per_thread = np.add.reduceat(histograms, partitions.first_token, axis=1)
         cursors = np.cumsum(per_thread, axis=0) - per_thread + partitions.key_starts[:-1]
         cursors = cursors.astype(np.uint64)
 
@@ -301,9 +306,7 @@ class _Job:
         _run_all(sort_one, _largest_first(partitions), threads=self.threads)
         return np.cumsum(rows, axis=0)
 
-    def emit(
-        self, partitions: _Partitions, keys: U64, orders: list[int], rows: I64
-    ) -> dict[int, NgramCounts]:
+    def emit(self, partitions: _Partitions, keys: U64, orders: list[int], rows: I64) -> dict[int, NgramCounts]:
         """Allocate the results exactly and unpack every partition into its rows."""
         found = {
             n: NgramCounts(
@@ -348,6 +351,10 @@ def _single_tokens(occurrences: I64) -> NgramCounts:
     return NgramCounts(
         order=1, columns=present.astype(np.uint32)[None, :], counts=occurrences[present].astype(np.uint64)
     )
+
+
+def _no_ngrams(order: int) -> NgramCounts:
+    return NgramCounts(order=order, columns=np.empty((order, 0), dtype=np.uint32), counts=np.empty(0, dtype=np.uint64))
 
 
 def _largest_first(partitions: _Partitions) -> list[int]:

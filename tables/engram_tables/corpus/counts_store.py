@@ -95,9 +95,7 @@ def write_counts(
         for order in counts:
             fsync_directory(target / f"order-{order}")
         manifest = _manifest(counts, provenance, files)
-        _write_flushed(
-            target / MANIFEST_NAME, json.dumps(manifest, indent=2, sort_keys=True).encode() + b"\n"
-        )
+        _write_flushed(target / MANIFEST_NAME, json.dumps(manifest, indent=2, sort_keys=True).encode() + b"\n")
     return manifest
 
 
@@ -205,9 +203,7 @@ class Counts:
 class _Order:
     """The files of one order."""
 
-    def __init__(
-        self, order: int, files: list[tuple[Path, pq.ParquetFile]], n_distinct: int, n_total: int
-    ) -> None:
+    def __init__(self, order: int, files: list[tuple[Path, pq.ParquetFile]], n_distinct: int, n_total: int) -> None:
         self.order = order
         self.n_distinct = n_distinct
         self.n_total = n_total
@@ -278,9 +274,7 @@ class _Order:
             for place in range(self.order):
                 statistics = file.metadata.row_group(group).column(place).statistics
                 if statistics is None or not statistics.has_min_max:
-                    raise _damaged(
-                        path, f"row group {group} has no statistics for {column_names(self.order)[place]}"
-                    )
+                    raise _damaged(path, f"row group {group} has no statistics for {column_names(self.order)[place]}")
                 lowest[place, at], highest[place, at] = statistics.min, statistics.max
                 if statistics.min != statistics.max:
                     # Later columns are sorted only within equal values of this one.
@@ -338,9 +332,7 @@ def _part_jobs(target: Path, counts: Mapping[int, NgramCounts]) -> list[_PartJob
     return jobs
 
 
-def _write_parts(
-    jobs: list[_PartJob], *, threads: int, progress: ProgressHook | None
-) -> list[dict[str, Any]]:
+def _write_parts(jobs: list[_PartJob], *, threads: int, progress: ProgressHook | None) -> list[dict[str, Any]]:
     """Write every part; the files' entries in the manifest, in the order of `jobs`."""
     n_rows = sum(job.stop - job.start for job in jobs)
     written = 0
@@ -429,9 +421,7 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
         ) from None
     schema = manifest.get("schema") if isinstance(manifest, dict) else None
     if schema != SCHEMA:
-        raise InvalidInput(
-            f"{path}: found schema {schema!r}, expected {SCHEMA!r}; count again with this version"
-        )
+        raise InvalidInput(f"{path}: found schema {schema!r}, expected {SCHEMA!r}; count again with this version")
     try:
         digest = _manifest_digest(manifest)
     except (TypeError, RecursionError):
@@ -459,9 +449,7 @@ def _open_part(path: Path, entry: dict[str, Any], order: int) -> tuple[Path, pq.
     if file.metadata.num_rows != entry["n_rows"] or not file.schema_arrow.equals(_table_schema(order)):
         found = f"{file.metadata.num_rows:,} rows of {', '.join(file.schema_arrow.names)}"
         file.close()
-        raise _damaged(
-            path, f"{found}; expected {entry['n_rows']:,} of {', '.join([*column_names(order), 'count'])}"
-        )
+        raise _damaged(path, f"{found}; expected {entry['n_rows']:,} of {', '.join([*column_names(order), 'count'])}")
     return path, file
 
 

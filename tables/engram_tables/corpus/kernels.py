@@ -202,9 +202,7 @@ def emit_runs(
             here = windows[position] >> shift
             block[0, n_runs] = here
             block[1, n_runs] = np.uint64(ends[position] - run_start)
-            run_ends = (here != windows[position + one] >> shift) | (
-                is_last & (position + one == np.uint64(n_windows))
-            )
+            run_ends = (here != windows[position + one] >> shift) | (is_last & (position + one == np.uint64(n_windows)))
             run_start = ends[position] if run_ends else run_start
             n_runs += np.uint64(run_ends & ((here & sentinel) != sentinel))
         for run in range(n_runs):

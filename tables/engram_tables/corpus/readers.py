@@ -5,6 +5,7 @@ Owns what is read and what is left out, and says both. Knows no tokens.
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import hashlib
 import os
@@ -163,17 +164,13 @@ def find_documents(
     if not paths:
         raise InvalidInput("corpus: found no path, expected files, directories or - for standard input")
     if "/" in glob or not glob:
-        raise InvalidInput(
-            f"glob {glob!r}: it is matched against file names, expected a pattern without /, as *.py"
-        )
+        raise InvalidInput(f"glob {glob!r}: it is matched against file names, expected a pattern without /, as *.py")
     files: list[CorpusFile] = []
     skipped: dict[Skipped, int] = {}
     for path in paths:
         if str(path) == STANDARD_INPUT:
             if any(file.path is None for file in files):
-                raise InvalidInput(
-                    "corpus: standard input (-) is given twice, and can be read once; name it once"
-                )
+                raise InvalidInput("corpus: standard input (-) is given twice, and can be read once; name it once")
             files.append(CorpusFile(path=None, file_bytes=0))
             continue
         files.extend(_find(Path(path), glob, skipped))
@@ -193,9 +190,7 @@ def _find(path: Path, glob: str, skipped: dict[Skipped, int]) -> list[CorpusFile
     before = dict(skipped)
     files = list(_walk(path, glob, skipped, {(status.st_dev, status.st_ino)}))
     if not files:
-        passed = [
-            f"{n - before.get(why, 0):,} with: {why}" for why, n in skipped.items() if n > before.get(why, 0)
-        ]
+        passed = [f"{n - before.get(why, 0):,} with: {why}" for why, n in skipped.items() if n > before.get(why, 0)]
         raise InvalidInput(
             f"{path}: no file in this directory matches {glob!r} ({'; '.join(passed) or 'it is empty'}); "
             "give another --glob or directory"
@@ -203,9 +198,7 @@ def _find(path: Path, glob: str, skipped: dict[Skipped, int]) -> list[CorpusFile
     return files
 
 
-def _walk(
-    directory: Path, glob: str, skipped: dict[Skipped, int], seen: set[tuple[int, int]]
-) -> Iterator[CorpusFile]:
+def _walk(directory: Path, glob: str, skipped: dict[Skipped, int], seen: set[tuple[int, int]]) -> Iterator[CorpusFile]:
     """Files below `directory`, sorted by name at each level; `seen` holds device and inode of directories entered."""
     with os.scandir(directory) as entries:
         names = sorted(entry.name for entry in entries)
@@ -216,10 +209,10 @@ def _walk(
             continue
         try:
             status = path.stat()
-        except FileNotFoundError:
-            _skip(skipped, Skipped.DANGLING)
-            continue
         except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ELOOP):
+                _skip(skipped, Skipped.DANGLING)
+                continue
             error.add_note("while looking for the corpus's files")
             raise
         identity = (status.st_dev, status.st_ino)

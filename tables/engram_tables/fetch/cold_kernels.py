@@ -21,9 +21,7 @@ _PAGE = np.uint64(4096)
 _external: Any = types.ExternalFunction
 _pread = _external("pread", types.int64(types.int32, types.uint64, types.uint64, types.int64))
 _mincore = _external("mincore", types.int32(types.uint64, types.uint64, types.uint64))
-_errno_address = _external(
-    "__errno_location" if sys.platform.startswith("linux") else "__error", types.uint64()
-)
+_errno_address = _external("__errno_location" if sys.platform.startswith("linux") else "__error", types.uint64())
 
 
 @njit(cache=True, nogil=True)

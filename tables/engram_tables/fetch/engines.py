@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from engram_tables.errors import BackendUnavailable, IncompleteTable
 from engram_tables.fetch.cold_kernels import END_OF_FILE, count_resident, group_reads, read_groups
-from engram_tables.fetch.kernels import PREFETCH_DISTANCE, gather_kernel
+from engram_tables.fetch.kernels import PREFETCH_DISTANCE, Placement, gather_kernel
 from engram_tables.fetch.placement import Batch, Placements
 from engram_tables.memory import aligned_bytes, anonymous_bytes
 from engram_tables.storage.reader import Shard, StoredTable
@@ -100,10 +100,14 @@ class CopyEngine:
         self._places = places
         self._kernel: Any = gather_kernel(places.row_bytes)
         self.file_starts = file_starts
+        self._placements: dict[tuple[int, int], Placement] = {}
 
     def read(self, batch: Batch, out: NDArray[np.uint8], threads: int | None) -> None:
         """All usable CPUs by default, one for each few thousand rows: waking one costs as much."""
-        place = self._places.place(batch, self.file_starts)
+        layers = batch.first_layer, batch.n_layers
+        place = self._placements.get(layers)
+        if place is None:
+            place = self._placements[layers] = self._places.place(batch, self.file_starts)
         output = np.uint64(out.ctypes.data)
 
         def copy(start: int, stop: int) -> None:
@@ -116,7 +120,8 @@ class CopyEngine:
 
 
 class MemoryEngine(CopyEngine):
-    """Copies out of private memory into which the whole table was read; with huge pages where the system gives them.
+    """Copies out of private memory into which the whole table was read; with huge pages where the system
+    gives them.
 
     The resident tier: it takes as much memory as the table's files, and no read of it ever waits for a disk.
     """
@@ -177,9 +182,7 @@ class ReadEngine:
         try:
             for shard in table.shards:
                 self._fds.append(_reopen(shard, direct=direct))
-            self._unit = max(
-                (_direct_unit(fd, s) for fd, s in zip(self._fds, table.shards, strict=True)), default=1
-            )
+            self._unit = max((_direct_unit(fd, s) for fd, s in zip(self._fds, table.shards, strict=True)), default=1)
         except BaseException:
             self.close()
             raise
@@ -248,8 +251,8 @@ def _read_whole(shard: Shard, block: Any) -> None:
         got = os.preadv(shard.fd, [block[done : done + _READ_AHEAD_BYTES]], done)
         if got == 0:
             raise IncompleteTable(
-                f"{shard.path}: ends at byte {done}, expected {shard.file_bytes}; it was cut after the table was "
-                "opened, copy it again",
+                f"{shard.path}: ends at byte {done}, expected {shard.file_bytes}; it was cut after "
+                "the table was opened, copy it again",
                 path=str(shard.path),
             )
         done += got
@@ -275,8 +278,7 @@ def _reopen(shard: Shard, *, direct: bool) -> int:
         if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
             raise
         raise BackendUnavailable(
-            f"engine direct: the filesystem of {shard.path} refuses O_DIRECT ({error.strerror}); "
-            "use the engine pread"
+            f"engine direct: the filesystem of {shard.path} refuses O_DIRECT ({error.strerror}); use the engine pread"
         ) from None
 
 
@@ -287,9 +289,7 @@ def _open_again(shard: Shard, flags: int) -> int:
         fd = os.open(shard.path, flags | os.O_CLOEXEC)
     if not os.path.sameopenfile(fd, shard.fd):
         os.close(fd)
-        raise BackendUnavailable(
-            f"{shard.path}: was replaced after the table was opened; open the table again"
-        )
+        raise BackendUnavailable(f"{shard.path}: was replaced after the table was opened; open the table again")
     return fd
 
 

@@ -125,9 +125,7 @@ def gather_kernel(row_bytes: int) -> Any:
     n_lines = (row_bytes + 63) // 64
 
     @njit(cache=True, nogil=True)
-    def gather(
-        rows: Any, start: Any, stop: Any, n_columns: Any, place: Any, output: Any, distance: Any
-    ) -> None:
+    def gather(rows: Any, start: Any, stop: Any, n_columns: Any, place: Any, output: Any, distance: Any) -> None:
         ring = np.empty(2 * _BLOCK, np.uint64)
         located = start
         first_block = start - start % _BLOCK
@@ -143,8 +141,6 @@ def gather_kernel(row_bytes: int) -> Any:
                     for line in range(n_lines):
                         prefetch(ahead + np.uint64(line * 64))
                     prefetch(ahead + np.uint64(row_bytes - 1))
-                copy_bytes(
-                    output + np.uint64(k) * np.uint64(row_bytes), ring[k & _RING_MASK], np.int64(row_bytes)
-                )
+                copy_bytes(output + np.uint64(k) * np.uint64(row_bytes), ring[k & _RING_MASK], np.int64(row_bytes))
 
     return gather

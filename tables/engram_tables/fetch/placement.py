@@ -40,9 +40,7 @@ class Placements:
         self._cell = table.layout.cell_rows, table.layout.cell_bytes
         for of_layer, n in zip(shards, per_shard, strict=True):
             for nth, shard_idx in enumerate(of_layer):
-                assert table.shards[shard_idx].first_row == nth * n, (
-                    "shards of a layer are equal but for the last"
-                )
+                assert table.shards[shard_idx].first_row == nth * n, "shards of a layer are equal but for the last"
 
     def check(self, rows: NDArray[np.int64], *, n_columns: int, first_layer: int, n_layers: int) -> Batch:
         """A batch, after every row id has been held against its layer's number of rows.
@@ -57,9 +55,7 @@ class Placements:
         position = int(first_outside(flat, n_columns, limits))
         if position >= 0:
             layer = position // n_columns % n_layers
-            where = (
-                position if rows.ndim == 1 else tuple(int(k) for k in np.unravel_index(position, rows.shape))
-            )
+            where = position if rows.ndim == 1 else tuple(int(k) for k in np.unravel_index(position, rows.shape))
             raise InvalidInput(
                 f"rows: found row {flat[position]} at position {where}, expected 0 to {limits[layer] - 1} in "
                 f"layer {self.layer_ids[first_layer + layer]}; were the rows computed with another spec?"

@@ -15,7 +15,7 @@ def read_rows(table: StoredTable, layer_id: int, rows: NDArray[np.int64]) -> NDA
     records = np.empty((len(rows), table.row_bytes), np.uint8)
     shards = [shard for shard in table.shards if shard.layer_id == layer_id]
     with ExitStack() as stack:
-        files = [stack.enter_context(open(shard.fd, "rb", closefd=False)) for shard in shards]  # noqa: PTH123
+        files = [stack.enter_context(open(shard.fd, "rb", closefd=False)) for shard in shards]
         for position, row in enumerate(int(row) for row in rows):
             nth = row // shards[0].n_rows
             in_shard = row - shards[nth].first_row

@@ -152,6 +152,15 @@ class Table:
         """The values of records: uint8 (..., row_bytes) in, float32 (..., row_width) out."""
         return self.stored.codec.decode(records)
 
+    def engine(self, name: str) -> Engine:
+        """The engine called `name`, made when first asked for; the table closes it."""
+        if name not in self._engines:
+            made = ENGINES[name](self.stored, self.places)
+            # Two threads may have made one each: the first to arrive is kept.
+            if self._engines.setdefault(name, made) is not made:
+                made.close()
+        return self._engines[name]
+
     def close(self) -> None:
         """Wait for the reads in flight, then close files and mappings. Later calls raise `InvalidInput`."""
         if self._leases.close():
@@ -183,20 +192,12 @@ class Table:
             records = np.empty(expected, np.uint8) if out is None else _checked_out(out, expected)
             if rows.size:
                 name = self._choose(batch) if engine == AUTO else engine
-                self._engine(name).read(batch, records.reshape(-1, self.row_bytes), threads)
+                self.engine(name).read(batch, records.reshape(-1, self.row_bytes), threads)
         return records
-
-    def _engine(self, name: str) -> Engine:
-        if name not in self._engines:
-            made = ENGINES[name](self.stored, self.places)
-            # Two threads may have made one each: the first to arrive is kept.
-            if self._engines.setdefault(name, made) is not made:
-                made.close()
-        return self._engines[name]
 
     def _choose(self, batch: Batch) -> str:
         if self._auto_name is None or self._rows_until_sample <= 0:
-            gather = self._engine("gather")
+            gather = self.engine("gather")
             assert isinstance(gather, GatherEngine)
             all_in_memory = gather.resident_share(batch, SAMPLED_RECORDS) == 1.0
             self._auto_name = "gather" if all_in_memory else "pread"
@@ -219,7 +220,5 @@ def _checked_out(out: NDArray[np.uint8], expected: tuple[int, ...]) -> NDArray[n
     if not isinstance(out, np.ndarray) or out.dtype != np.uint8 or out.shape != expected:
         raise InvalidInput(f"out: found {found}, expected uint8 {expected}; make it with np.empty")
     if not (out.flags.c_contiguous and out.flags.writeable):
-        raise InvalidInput(
-            f"out: found {found} that is read-only or not in C order, expected a plain new array"
-        )
+        raise InvalidInput(f"out: found {found} that is read-only or not in C order, expected a plain new array")
     return out

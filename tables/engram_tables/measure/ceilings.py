@@ -26,9 +26,11 @@ _FIO_DEPTH = 64
 
 
 def memory_ceilings(*, threads: int | None = None, region_bytes: int = 512 << 20, repeats: int = 5) -> dict[str, Any]:
-    """Sequential copies by one thread and by all, a dependent pointer chase, and independent random cache lines.
+    """Sequential copies by one thread and by all, a dependent pointer chase, and independent random cache
+    lines.
 
-    Bytes a second count what was copied once, not read plus written. The region is anonymous memory with huge pages.
+    Bytes a second count what was copied once, not read plus written. The region is anonymous memory with huge
+    pages.
     """
     n_threads = resolve_threads(threads)
     region = anonymous_bytes(region_bytes, huge_pages=True)
@@ -74,8 +76,9 @@ def _median_ns(run: Callable[[], object], repeats: int) -> float:
 
 
 def disk_ceilings(path: Path, *, seconds: float = 0.4, fio_seconds: float = 2.0) -> dict[str, Any]:
-    """Random 4 KiB direct reads of the file at queue depths 1 to 128, fio's io_uring at depth 64 where fio is
-    installed, and sequential direct reads, which no figure for random rows can pass.
+    """Random 4 KiB direct reads of the file, and sequential ones, which no figure for random rows can pass.
+
+    Queue depths 1 to 128 by threads of our own, and fio's io_uring at depth 64 where fio is installed.
     """
     sweep = [{"depth": depth, "reads_per_s": direct_reads(path, depth=depth, seconds=seconds)} for depth in _DEPTHS]
     fio = fio_random_reads(path, seconds=fio_seconds)
@@ -149,8 +152,8 @@ def fio_random_reads(path: Path, *, seconds: float, depth: int = _FIO_DEPTH) -> 
         return {"status": "waived", "reason": "fio is not installed"}
     command = [
         program, "--name=reads", f"--filename={path}", "--readonly", "--rw=randread", f"--bs={_BLOCK_BYTES}",
-        "--direct=1", "--ioengine=io_uring", f"--iodepth={depth}", "--time_based", f"--runtime={max(seconds, 1):g}",
-        "--randrepeat=0", "--norandommap", "--output-format=json",
+        "--direct=1", "--ioengine=io_uring", f"--iodepth={depth}", "--time_based",
+        f"--runtime={max(seconds, 1):g}", "--randrepeat=0", "--norandommap", "--output-format=json",
     ]  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:
         ended = subprocess.run(command, capture_output=True, text=True, cwd=scratch, check=False)

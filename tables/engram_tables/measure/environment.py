@@ -16,7 +16,8 @@ _PACKAGES = ("numpy", "numba", "llvmlite", "pyarrow", "tokenizers")
 
 
 def describe(path: Path | None = None) -> dict[str, Any]:
-    """The machine and, given a path, the filesystem and block device that hold it. What cannot be read is None."""
+    """The machine and, given a path, the filesystem and block device that hold it. What cannot be read is
+    None."""
     memory = read_meminfo()
     described: dict[str, Any] = {
         "cpu_model": _cpu_model(),
@@ -66,7 +67,8 @@ def device_number(path: Path) -> str:
 
 
 def device_reads(path: Path) -> tuple[int, int] | None:
-    """(reads completed, bytes read) by the block device under `path` since boot; None where no counter is found."""
+    """(reads completed, bytes read) by the block device under `path` since boot; None where no counter is
+    found."""
     text = _text(f"/sys/dev/block/{device_number(path)}/stat")
     if text is None:
         return None

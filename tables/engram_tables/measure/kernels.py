@@ -48,7 +48,8 @@ def touch_pages(mapping: Any, page_bytes: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def read_blocks(counter: Any, fd: Any, offsets: Any, block_bytes: Any, buffer: Any) -> Any:
-    """One worker of a disk sweep: read blocks at `offsets`, int64, until none is left; number of reads that failed."""
+    """One worker of a disk sweep: read blocks at `offsets`, int64, until none is left; number of reads that
+    failed."""
     n_failed = np.int64(0)
     while True:
         nth = claim(counter, np.int64(1))

@@ -1,4 +1,5 @@
-"""Which bytes are in memory: page cache of files, huge pages of ranges; and how to get files out of it, and to check.
+"""Which bytes are in memory: page cache of files, huge pages of ranges; and how to get files out of it, and
+to check.
 
 No system setting is changed: files are evicted one by one, by advice, and what stayed is reported.
 """
@@ -8,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,12 @@ class _Range(ctypes.Structure):
 
 
 class _Cachestat(ctypes.Structure):
-    _fields_ = tuple(
-        (name, ctypes.c_uint64) for name in ("cache", "dirty", "writeback", "evicted", "recently_evicted")
-    )
+    _fields_ = tuple((name, ctypes.c_uint64) for name in ("cache", "dirty", "writeback", "evicted", "recently_evicted"))
 
 
 def resident_bytes(paths: Iterable[Path]) -> int:
-    """Bytes of the files that the page cache holds, in whole pages: by `cachestat`, or by `mincore` without it."""
+    """Bytes of the files that the page cache holds, in whole pages: by `cachestat`, or by `mincore` without
+    it."""
     return sum(_resident_bytes(path) for path in paths)
 
 
@@ -69,21 +69,25 @@ def preload(paths: Iterable[Path]) -> None:
                 pass
 
 
-def huge_page_bytes(array: NDArray[Any]) -> int | None:
-    """Bytes of the private mapping around `array` that lie in huge pages; None where the system does not say."""
-    address, inside = array.ctypes.data, False
+def huge_page_bytes(arrays: Sequence[NDArray[Any]]) -> int | None:
+    """Bytes in huge pages of the private mappings in which the arrays begin; None where the system does not say.
+
+    The system may have joined neighbouring ranges into one mapping: each counts once, with all that lies in it.
+    """
+    addresses = [array.ctypes.data for array in arrays]
     try:
         lines = Path("/proc/self/smaps").read_text().splitlines()
     except OSError:
         return None
+    total, inside = 0, False
     for line in lines:
         first = line.split(maxsplit=1)[0]
         if "-" in first and not first.endswith(":"):
             start, stop = (int(bound, 16) for bound in first.split("-"))
-            inside = start <= address < stop
+            inside = any(start <= address < stop for address in addresses)
         elif inside and first == "AnonHugePages:":
-            return int(line.split()[1]) * 1024
-    return None
+            total += int(line.split()[1]) * 1024
+    return total
 
 
 def _resident_bytes(path: Path) -> int:
@@ -99,7 +103,7 @@ def _resident_bytes(path: Path) -> int:
 
 
 def _cachestat_pages(fd: int) -> int | None:
-    if not os.uname().sysname == "Linux":
+    if os.uname().sysname != "Linux":
         return None
     everything, found = _Range(0, 0), _Cachestat()
     libc = ctypes.CDLL(None, use_errno=True)

@@ -1,4 +1,5 @@
-"""Timed repeats: what runs is warmed up, interleaved with what it is compared to, and summed up without averages."""
+"""Timed repeats: what runs is warmed up, interleaved with what it is compared to, and summed up without
+averages."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ class Case:
 
 @dataclass(slots=True, kw_only=True)
 class Samples:
-    """Wall and CPU time of each repeat, in nanoseconds; CPU is user and system time of all of the process's threads."""
+    """Wall and CPU time of each repeat, in nanoseconds; CPU is user and system time of all of the process's
+    threads."""
 
     elapsed_ns: list[int] = field(default_factory=list)
     cpu_ns: list[int] = field(default_factory=list)
@@ -68,7 +70,8 @@ def interleave(
 ) -> dict[str, Samples]:
     """Run every case once a round, so that a slow minute of the machine falls on all of them.
 
-    Rounds go on until there are `repeats` and each case has been given `seconds` of timed work, but never beyond
+    Rounds go on until there are `repeats` and each case has been given `seconds` of timed work, but never
+    beyond
     `most`. Warm-up rounds are run in full and thrown away.
     """
     found = {name: Samples() for name in cases}

@@ -108,16 +108,12 @@ class Codec:
             kernels.encode_bf16(bits.reshape(-1), _flat(out, np.dtype(np.uint16)))
         return out
 
-    def decode(
-        self, records: NDArray[np.uint8], out: NDArray[np.float32] | None = None
-    ) -> NDArray[np.float32]:
+    def decode(self, records: NDArray[np.uint8], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """float32 (..., width) of `records` uint8 (..., row_bytes)."""
         from engram_tables.storage import kernels
 
         if records.ndim < 1 or records.dtype != np.uint8:
-            raise InvalidInput(
-                f"records: found {records.dtype} {records.shape}, expected uint8 (..., row bytes)"
-            )
+            raise InvalidInput(f"records: found {records.dtype} {records.shape}, expected uint8 (..., row bytes)")
         width = self.row_width(records.shape[-1])
         out = _buffer(out, (*records.shape[:-1], width), np.dtype(np.float32))
         flat = np.ascontiguousarray(records).reshape(-1, records.shape[-1])
@@ -144,9 +140,7 @@ CODEC_NAMES = tuple(_CODECS)
 def get_codec(name: str) -> Codec:
     """The codec called `name`; `InvalidInput` when there is none."""
     if name not in _CODECS:
-        raise InvalidInput(
-            f"codec {name!r}: not known, expected one of {', '.join(CODEC_NAMES)}; choose one of them"
-        )
+        raise InvalidInput(f"codec {name!r}: not known, expected one of {', '.join(CODEC_NAMES)}; choose one of them")
     return _CODECS[name]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_tables.errors import InvalidInput
-from engram_tables.storage.codecs import Codec
+from engram_tables.storage.codecs import BF16, F32, FP8, Codec
 from engram_tables.units import json_int
 
 NORMAL = "normal"
@@ -48,9 +48,7 @@ class Init:
     def make(cls, kind: str, *, row_width: int, seed: int = 0, std: str | None = None) -> Self:
         """A checked `Init`; `std` defaults to 1 / sqrt(row_width), so that rows have a length near 1."""
         if kind not in INIT_NAMES:
-            raise InvalidInput(
-                f"init {kind!r}: not known, expected one of {', '.join(INIT_NAMES)}; choose one of them"
-            )
+            raise InvalidInput(f"init {kind!r}: not known, expected one of {', '.join(INIT_NAMES)}; choose one of them")
         if not 0 <= seed <= _MASK:
             raise InvalidInput(f"seed: found {seed}, expected 0 to {_MASK}; choose another")
         if kind == ZEROS:
@@ -72,29 +70,25 @@ class RowFiller:
     def __init__(self, init: Init, codec: Codec, row_width: int) -> None:
         self._init = init
         self._codec = codec
-        self._row_width = row_width
-        self.tile_rows = max(1, _TILE_VALUES // row_width)
         if init.kind == ZEROS:
             self._zero = codec.encode(np.zeros((1, row_width), dtype=np.float32))
             return
-        self._row_words = -(-row_width // VALUES_PER_WORD)
+        tile_rows = max(1, _TILE_VALUES // row_width)
         self._std = np.float32(float(str(init.std)))
-        self._words = np.empty((self.tile_rows, self._row_words), dtype=np.uint64)
-        self._values = np.empty((self.tile_rows, row_width), dtype=np.float32)
+        self._words = np.empty((tile_rows, -(-row_width // VALUES_PER_WORD)), dtype=np.uint64)
+        self._values = np.empty((tile_rows, row_width), dtype=np.float32)
 
     def fill(self, layer_id: int, first_row: int, out: NDArray[np.uint8]) -> None:
-        """Records of the rows from `first_row` on into `out` uint8 (n, row_bytes), n at most `tile_rows`."""
+        """Records of the rows from `first_row` on into `out` uint8 (n, row_bytes)."""
         if self._init.kind == ZEROS:
             out[:] = self._zero
             return
-        from engram_tables.storage import init_kernels
+        from engram_tables.storage import kernels
 
-        n_rows = len(out)
-        words = self._words[:n_rows]
         state = np.uint64(layer_state(self._init.seed, layer_id))
-        init_kernels.fill_words(state, np.uint64(first_row * self._row_words), words.reshape(-1))
-        init_kernels.fill_normal(words.view(np.uint16), self._std, self._values[:n_rows])
-        self._codec.encode(self._values[:n_rows], out)
+        first_word = np.uint64(first_row * self._words.shape[1])
+        codec = {F32: kernels.F32, BF16: kernels.BF16, FP8: kernels.FP8}[self._codec.name]
+        kernels.normal_records(state, first_word, self._std, codec, self._words, self._values, out)
 
 
 def layer_state(seed: int, layer_id: int) -> int:

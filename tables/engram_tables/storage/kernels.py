@@ -1,4 +1,4 @@
-"""Compiled loops of the codecs: float32 values to record bytes and back.
+"""Compiled loops of storage: float32 values to record bytes and back, and the random values of a fresh table.
 
 Nothing is checked here: `codecs` validates shapes, and every array is C-contiguous. Each kernel has its plain
 twin in `reference`.
@@ -13,6 +13,15 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
+from engram_tables.storage.quantiles import normal_quantiles
+
+F32, BF16, FP8 = 0, 1, 2
+
+# Constants of the compiled code: as an argument, a table might overlap `out`, and no loop would become vectors.
+_QUANTILES = normal_quantiles()
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_FIRST_FACTOR = np.uint64(0xBF58476D1CE4E5B9)
+_SECOND_FACTOR = np.uint64(0x94D049BB133111EB)
 _E4M3_VALUES = np.zeros(256, dtype=np.float32)
 for _code in range(256):
     _exponent, _mantissa = (_code >> 3) & 15, _code & 7
@@ -21,20 +30,22 @@ for _code in range(256):
 _E8M0_VALUES = np.array([*(2.0**exponent for exponent in range(-127, 128)), np.nan], dtype=np.float32)
 
 
-@intrinsic
-def _bits_of(typing_context: Any, value: Any) -> Any:
+def _float_as_bits(typing_context: Any, value: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.bitcast(args[0], ir.IntType(32))
 
     return types.uint32(types.float32), generate
 
 
-@intrinsic
-def _float_of(typing_context: Any, bits: Any) -> Any:
+def _bits_as_float(typing_context: Any, bits: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.bitcast(args[0], ir.FloatType())
 
     return types.float32(types.uint32), generate
+
+
+_bits_of: Any = intrinsic(_float_as_bits)
+_float_of: Any = intrinsic(_bits_as_float)
 
 
 @njit(cache=True, nogil=True)
@@ -89,9 +100,7 @@ def encode_fp8(bits: np.ndarray, limit_bits: np.uint32, out: np.ndarray) -> int:
                 return row
             out[row, width + group] = _shared_scale(largest)
         for group in range(n_groups):
-            inverse = _float_of(
-                np.uint32((np.uint32(254) - np.uint32(out[row, width + group])) << np.uint32(23))
-            )
+            inverse = _float_of(np.uint32((np.uint32(254) - np.uint32(out[row, width + group])) << np.uint32(23)))
             for k in range(32):
                 out[row, group * 32 + k] = _e4m3_code(bits[row * n_groups + group, k], inverse)
     return -1
@@ -113,9 +122,7 @@ def _e4m3_code(word: np.uint32, inverse: np.float32) -> np.uint8:
     small = np.uint32(_bits_of(np.float32(scaled + np.float32(16384.0))) & np.uint32(0xF))
     scaled_bits = _bits_of(scaled)
     odd = np.uint32(np.uint32(scaled_bits >> np.uint32(20)) & np.uint32(1))
-    large = np.uint32(
-        np.uint32(np.uint32(scaled_bits + np.uint32(0x7FFFF) + odd) >> np.uint32(20)) - np.uint32(960)
-    )
+    large = np.uint32(np.uint32(np.uint32(scaled_bits + np.uint32(0x7FFFF) + odd) >> np.uint32(20)) - np.uint32(960))
     code = small if scaled < np.float32(0.015625) else large
     return np.uint8(code | sign)
 
@@ -133,3 +140,50 @@ def decode_fp8(records: np.ndarray, out: np.ndarray) -> None:
                 rounded = np.uint32(np.uint32(word + np.uint32(0x7FFF) + odd) & np.uint32(0xFFFF0000))
                 is_nan = np.uint32(word & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
                 out[row, k] = _float_of(np.uint32(0x7FC00000) if is_nan else rounded)
+
+
+@njit(cache=True, nogil=True)
+def fill_words(state: np.uint64, first_word: np.uint64, out: np.ndarray) -> None:
+    """Words `first_word`, `first_word` + 1, … of the SplitMix64 stream of `state` into `out` uint64 (n,)."""
+    for k in range(out.size):
+        word = state + (first_word + np.uint64(k) + np.uint64(1)) * _GAMMA
+        word = (word ^ (word >> np.uint64(30))) * _FIRST_FACTOR
+        word = (word ^ (word >> np.uint64(27))) * _SECOND_FACTOR
+        out[k] = word ^ (word >> np.uint64(31))
+
+
+@njit(cache=True, nogil=True)
+def fill_normal(quarters: np.ndarray, std: np.float32, out: np.ndarray) -> None:
+    """Normal values for `quarters` uint16 (n, width or more) into `out` float32 (n, width)."""
+    for row in range(out.shape[0]):
+        for column in range(out.shape[1]):
+            out[row, column] = _QUANTILES[quarters[row, column]] * std
+
+
+@njit(cache=True, nogil=True)
+def normal_records(
+    state: np.uint64,
+    first_word: np.uint64,
+    std: np.float32,
+    codec: int,
+    words: np.ndarray,
+    values: np.ndarray,
+    out: np.ndarray,
+) -> None:
+    """Records of rows of normal values into `out` uint8 (n, row_bytes): one call a block, no GIL in between.
+
+    `words` uint64 (tile, row words) and `values` float32 (tile, width) are working memory that stays in cache. The
+    row whose first word is `first_word` comes first. No value is past what a codec can store.
+    """
+    width = values.shape[1]
+    for start in range(0, out.shape[0], values.shape[0]):
+        n_rows = min(values.shape[0], out.shape[0] - start)
+        tile, target = values[:n_rows], out[start : start + n_rows]
+        fill_words(state, first_word + np.uint64(start * words.shape[1]), words[:n_rows].reshape(-1))
+        fill_normal(words[:n_rows].view(np.uint16), std, tile)
+        if codec == FP8:
+            encode_fp8(tile.view(np.uint32).reshape(-1, 32), np.uint32(0x7F800000), target)
+        elif codec == BF16:
+            encode_bf16(tile.view(np.uint32).reshape(-1), target.view(np.uint16).reshape(-1))
+        else:
+            target.view(np.float32).reshape(-1)[:] = tile.reshape(n_rows * width)

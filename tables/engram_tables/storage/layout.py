@@ -82,9 +82,7 @@ def get_layout(name: str, row_bytes: int) -> Layout:
     if name == PACKED:
         return Layout(name=name, row_bytes=row_bytes, cell_rows=1, cell_bytes=row_bytes)
     if name != PAGE:
-        raise InvalidInput(
-            f"layout {name!r}: not known, expected one of {', '.join(LAYOUT_NAMES)}; choose one of them"
-        )
+        raise InvalidInput(f"layout {name!r}: not known, expected one of {', '.join(LAYOUT_NAMES)}; choose one of them")
     if row_bytes > PAGE_BYTES:
         raise InvalidInput(
             f"layout page: found records of {row_bytes} bytes, expected {PAGE_BYTES} or fewer; use the layout packed"

@@ -116,9 +116,7 @@ class Manifest:
             "row_width": self.row_width,
             "row_bytes": self.row_bytes,
             "block_bytes": json_int(self.block_bytes),
-            "init": {
-                key: json_int(value) if isinstance(value, int) else value for key, value in self.init.items()
-            },
+            "init": {key: json_int(value) if isinstance(value, int) else value for key, value in self.init.items()},
             "vocabulary": None
             if vocabulary is None
             else {
@@ -209,9 +207,7 @@ class Manifest:
 
         def need(holds: bool, what: str, found: object, expected: object) -> None:
             if not holds:
-                raise CorruptTable(
-                    f"{path}: {what} is {found}, expected {expected}; {_COPY_AGAIN}", path=path
-                )
+                raise CorruptTable(f"{path}: {what} is {found}, expected {expected}; {_COPY_AGAIN}", path=path)
 
         row_bytes = self.get_codec().row_bytes(self.row_width)
         need(self.row_bytes == row_bytes, "row_bytes", self.row_bytes, row_bytes)
@@ -248,9 +244,7 @@ class Manifest:
                 file_bytes = shard.data_offset + layout.data_bytes(shard.n_rows)
                 need(shard.file_bytes == file_bytes, f"{name}: file_bytes", shard.file_bytes, file_bytes)
                 n_blocks = -(-file_bytes // self.block_bytes)
-                need(
-                    len(shard.block_sha256) == n_blocks, f"{name}: blocks", len(shard.block_sha256), n_blocks
-                )
+                need(len(shard.block_sha256) == n_blocks, f"{name}: blocks", len(shard.block_sha256), n_blocks)
                 first_row += shard.n_rows
             need(first_row == layer.n_rows, f"rows of layer {layer.layer_id}", first_row, layer.n_rows)
         need(n_known == len(self.shards), "shards", len(self.shards), n_known)

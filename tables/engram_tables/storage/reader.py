@@ -101,9 +101,7 @@ class StoredTable:
 
     def _open(self, root: int) -> None:
         manifest_path = str(self.path / MANIFEST_NAME)
-        self.manifest = manifest = Manifest.from_bytes(
-            self._read(root, MANIFEST_NAME, None), path=manifest_path
-        )
+        self.manifest = manifest = Manifest.from_bytes(self._read(root, MANIFEST_NAME, None), path=manifest_path)
         self.spec: AddressSpec = manifest.spec
         self.codec: Codec = manifest.get_codec()
         self.layout: Layout = manifest.get_layout()
@@ -149,9 +147,7 @@ class StoredTable:
         first, n_rows = self._first_idx(layer_id), self.spec.layer(layer_id).n_rows
         rows = np.asarray(rows)
         if rows.ndim != 1 or rows.dtype.kind not in "iu":
-            raise InvalidInput(
-                f"rows: found {rows.dtype} {rows.shape}, expected integers (n,); convert them first"
-            )
+            raise InvalidInput(f"rows: found {rows.dtype} {rows.shape}, expected integers (n,); convert them first")
         if rows.size and not (int(rows.min()) >= 0 and int(rows.max()) < n_rows):
             position = int(np.flatnonzero((rows < 0) | (rows >= n_rows))[0])
             raise InvalidInput(
@@ -221,6 +217,7 @@ class StoredTable:
 
     def _open_shard(self, root: int, record: ShardRecord) -> Shard:
         fd = self._open_file(root, record.path, record.file_bytes)
+        self._fds.append(fd)
         header = os.pread(fd, record.data_offset, 0)
         found = hashlib.sha256(header).hexdigest()
         if found != record.header_sha256:
@@ -241,7 +238,7 @@ class StoredTable:
 
     def _read(self, root: int, name: str, file_bytes: int | None) -> bytes:
         """The whole of a small file, which is closed again."""
-        with os.fdopen(self._open_file(root, name, file_bytes), "rb", closefd=False) as file:
+        with os.fdopen(self._open_file(root, name, file_bytes), "rb") as file:
             return file.read()
 
     def _open_file(self, root: int, name: str, file_bytes: int | None) -> int:
@@ -274,16 +271,17 @@ class StoredTable:
                 "replace the link by the file",
                 path=str(self.path),
             ) from None
-        self._fds.append(fd)
-        self._check_length(os.fstat(fd), where, file_bytes)
+        try:
+            self._check_length(os.fstat(fd), where, file_bytes)
+        except BaseException:
+            os.close(fd)
+            raise
         return fd
 
     def _check_length(self, status: os.stat_result, where: Path, file_bytes: int | None) -> None:
         path = str(self.path)
         if not stat.S_ISREG(status.st_mode):
-            raise UnsupportedTable(
-                f"{where}: found no regular file, expected one; replace it by the file", path=path
-            )
+            raise UnsupportedTable(f"{where}: found no regular file, expected one; replace it by the file", path=path)
         if file_bytes is None:
             if status.st_size > _MAX_MANIFEST_BYTES:
                 raise NotATable(
@@ -298,14 +296,10 @@ class StoredTable:
                 path=path,
             )
         elif status.st_size > file_bytes:
-            raise self._corrupt(
-                where.relative_to(self.path), f"found {status.st_size} bytes, expected {file_bytes}"
-            )
+            raise self._corrupt(where.relative_to(self.path), f"found {status.st_size} bytes, expected {file_bytes}")
 
     def _corrupt(self, name: str | Path, what: str) -> CorruptTable:
-        return CorruptTable(
-            f"{self.path / name}: {what}; copy it or build the table again", path=str(self.path)
-        )
+        return CorruptTable(f"{self.path / name}: {what}; copy it or build the table again", path=str(self.path))
 
 
 def _open_root(path: Path) -> int:
