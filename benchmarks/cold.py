@@ -125,9 +125,8 @@ def show(record: dict[str, Any]) -> None:
         ("direct engine, 264-byte rows", record["direct"]["rows_per_s"]),
     ):
         print(f"  {name}: {np.median(figures):10,.0f} a second ({min(figures):,.0f} to {max(figures):,.0f})")
-    print(
-        f"  ratio {record['ratio']:.2f}, the goal is {record['ratio_goal']}; {record['direct']['cpu_us_per_row']:.1f} µs of CPU a row"
-    )
+    cpu_us = record["direct"]["cpu_us_per_row"]
+    print(f"  ratio {record['ratio']:.2f}, the goal is {record['ratio_goal']}; {cpu_us:.1f} µs of CPU a row")
 
 
 if __name__ == "__main__":

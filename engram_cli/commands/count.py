@@ -10,6 +10,7 @@ import typer
 
 from engram_cli.console import emit, progress, say, show, show_table
 from engram_cli.options import DryRun, Force, JsonFlag, Threads
+from engram_tables.corpus.readers import DecodeErrors
 from engram_tables.errors import InvalidInput
 from engram_tables.units import format_bytes
 
@@ -36,13 +37,9 @@ def count(
         typer.Option("--glob", metavar="PATTERN", help="What a file's name inside a directory must match: '*.py'."),
     ] = "*",
     decode_errors: Annotated[
-        str,
-        typer.Option(
-            "--decode-errors",
-            metavar="strict|replace",
-            help="Stop at bytes that are not UTF-8, or make each U+FFFD.",
-        ),
-    ] = "strict",
+        DecodeErrors,
+        typer.Option("--decode-errors", help="Stop at bytes that are not UTF-8, or make each of them U+FFFD."),
+    ] = DecodeErrors.STRICT,
     top: Annotated[int, typer.Option("--top", min=0, help="Most frequent n-grams to print for each order.")] = 20,
     threads: Threads = None,
     force: Force = False,
@@ -63,8 +60,6 @@ def count(
     from engram_tables.address.vocabulary import load_vocabulary
     from engram_tables.corpus.count_corpus import plan_count, run_count
 
-    if decode_errors not in ("strict", "replace"):
-        raise typer.BadParameter(f"found {decode_errors!r}, expected strict or replace", param_hint="--decode-errors")
     vocabulary = load_vocabulary(vocab)
     plan = plan_count(
         corpus,

@@ -51,6 +51,6 @@ def verify(
             show_table("Damaged blocks (ranges without their end)", ("file", "block", "bytes", "rows", "found"), rows)
     if not report.is_whole:
         check_found(
-            f"{table}: {len(report.damaged)} of {report.n_blocks_read} blocks differ from their digests, expected none; "
+            f"{table}: {len(report.damaged)} of {report.n_blocks_read} blocks differ from their digests; "
             "copy those files again or build the table again"
         )

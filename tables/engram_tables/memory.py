@@ -24,7 +24,7 @@ HUGE_PAGE_BYTES = 2 << 20
 
 _BYTE_POINTER = ir.IntType(8).as_pointer()
 _I32 = ir.IntType(32)
-_READ, _KEEP_IN_ALL_CACHES, _DATA = (ir.Constant(_I32, value) for value in (0, 3, 1))
+_READ, _WRITE, _KEEP_IN_ALL_CACHES, _DATA = (ir.Constant(_I32, value) for value in (0, 1, 3, 1))
 
 
 def _pointer(builder: Any, address: Any) -> Any:
@@ -46,18 +46,26 @@ def copy_bytes(typing_context: Any, target: Any, source: Any, n_bytes: Any) -> A
     return signature, generate
 
 
-@intrinsic
-def prefetch(typing_context: Any, address: Any) -> Any:
-    """Ask for the cache line at `address` in all cache levels; an address that is not mapped does no harm."""
-    signature = types.void(types.uint64)
-
+def _generate_prefetch(purpose: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         function = ir.FunctionType(ir.VoidType(), [_BYTE_POINTER, _I32, _I32, _I32])
         llvm_prefetch = builder.module.declare_intrinsic("llvm.prefetch", [_BYTE_POINTER], function)
-        builder.call(llvm_prefetch, [_pointer(builder, arguments[0]), _READ, _KEEP_IN_ALL_CACHES, _DATA])
+        builder.call(llvm_prefetch, [_pointer(builder, arguments[0]), purpose, _KEEP_IN_ALL_CACHES, _DATA])
         return context.get_dummy_value()
 
-    return signature, generate
+    return generate
+
+
+@intrinsic
+def prefetch(typing_context: Any, address: Any) -> Any:
+    """Ask for the cache line at `address` in all cache levels; an address that is not mapped does no harm."""
+    return types.void(types.uint64), _generate_prefetch(_READ)
+
+
+@intrinsic
+def prefetch_to_write(typing_context: Any, address: Any) -> Any:
+    """As `prefetch`, for a line that will be written: it is fetched as this core's own."""
+    return types.void(types.uint64), _generate_prefetch(_WRITE)
 
 
 @intrinsic

@@ -35,9 +35,7 @@ def test_same_bytes_as_the_slow_twin(
     table = make_table(
         tmp_path_factory.mktemp("table"),
         layout=layout,
-        row_bytes=data.draw(
-            st.sampled_from([1, 8, 63, 264, 1024, 1365, 4096] + [5000] * (layout == "packed"))
-        ),
+        row_bytes=data.draw(st.sampled_from([1, 8, 63, 264, 1024, 1365, 4096] + [5000] * (layout == "packed"))),
         n_rows=tuple(data.draw(st.lists(st.integers(1, 300), min_size=1, max_size=3))),
         rows_per_shard=data.draw(st.sampled_from([1, 7, 64, 10**9]) if engine != "direct" else st.just(100)),
         n_columns=data.draw(st.integers(1, 5)),
@@ -79,9 +77,7 @@ def test_many_copies_of_one_row_and_reads_longer_than_a_buffer(engine: str, tmp_
         everything = np.arange(2000)
         expected = read_rows(table.stored, 1, everything)
         assert np.array_equal(table.fetch_rows(1, everything, engine=engine), expected)
-        assert np.array_equal(
-            table.fetch_rows(1, np.full(5000, 1999), engine=engine), expected[np.full(5000, 1999)]
-        )
+        assert np.array_equal(table.fetch_rows(1, np.full(5000, 1999), engine=engine), expected[np.full(5000, 1999)])
 
 
 @pytest.mark.parametrize("data_offset", [0, 4096, 8192])

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from engram_tables.address.vocabulary import build_vocabulary
 
 

@@ -45,3 +45,8 @@ def small_table(path: Path, spec: AddressSpec | None = None, **options: object) 
     """A table at `path`."""
     build_table(small_plan(spec, **options), path, threads=2)
     return path
+
+
+def names_in(directory: Path) -> list[str]:
+    """Names of what `directory` holds, hidden files included, in order."""
+    return sorted(entry.name for entry in directory.iterdir())

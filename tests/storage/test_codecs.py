@@ -4,12 +4,13 @@ import math
 
 import numpy as np
 import pytest
-from engram_tables.errors import InvalidInput
-from engram_tables.storage import reference
-from engram_tables.storage.codecs import CODEC_NAMES, get_codec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
+from engram_tables.errors import InvalidInput
+from engram_tables.storage import reference
+from engram_tables.storage.codecs import CODEC_NAMES, get_codec
 
 FP8 = "fp8-e4m3-e8m0"
 

@@ -4,12 +4,13 @@ import hashlib
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from engram_tables.errors import InvalidInput
 from engram_tables.storage import reference
 from engram_tables.storage.codecs import CODEC_NAMES, get_codec
 from engram_tables.storage.initialise import Init, RowFiller, layer_state, mix
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 def rows_of(codec: str, width: int, init: Init, layer_id: int, first_row: int, n_rows: int) -> np.ndarray:
@@ -37,16 +38,13 @@ def test_published_splitmix64() -> None:
     row=st.integers(0, 2**48 - 3),
     std=st.sampled_from(["0.02", "1.0", "1e-30", "0.0625"]),
 )
-def test_rows_are_those_of_the_reference(
-    codec: str, groups: int, seed: int, layer_id: int, row: int, std: str
-) -> None:
+def test_rows_are_those_of_the_reference(codec: str, groups: int, seed: int, layer_id: int, row: int, std: str) -> None:
     width = 32 * groups
     init = Init.make("normal", row_width=width, seed=seed, std=std)
     records = rows_of(codec, width, init, layer_id, row, 2)
     for k in range(2):
         values = [
-            reference.normal_value(seed, layer_id, row + k, column, row_width=width, std=std)
-            for column in range(width)
+            reference.normal_value(seed, layer_id, row + k, column, row_width=width, std=std) for column in range(width)
         ]
         assert bytes(records[k]) == reference.encode_row(codec, values)
 
@@ -117,6 +115,3 @@ def test_other_refusals_and_one_spelling() -> None:
         Init.make("zeros", row_width=32, std="1")
     assert Init.make("normal", row_width=32, std="0.020") == Init.make("normal", row_width=32, std="2e-2")
     assert Init.make("normal", row_width=32, seed=2**53).record()["seed"] == str(2**53)
-
-
-

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from engram_tables.errors import InvalidInput
-from engram_tables.storage.layout import get_layout, shard_path
 from hypothesis import given
 from hypothesis import strategies as st
+
+from engram_tables.errors import InvalidInput
+from engram_tables.storage.layout import get_layout, shard_path
 
 names = st.sampled_from(["packed", "page"])
 

@@ -102,8 +102,15 @@ class Workspace:
         """uint64 (n_keys,), undefined content; the same memory as in the call before if it is large enough."""
         if len(self._keys) < n_keys:
             self._keys = np.empty(0, dtype=np.uint64)
-            self._keys = np.empty(n_keys, dtype=np.uint64)
+            self._keys = _aligned(n_keys)
         return self._keys[:n_keys]
+
+
+def _aligned(n_words: int) -> U64:
+    """uint64 (n_words,), undefined content, on a 64-byte boundary."""
+    memory = np.empty(n_words + kernels.LINE_KEYS, dtype=np.uint64)
+    offset = -memory.ctypes.data % 64 // 8
+    return memory[offset : offset + n_words]
 
 
 def check_orders(orders: Sequence[int], canonical_size: int) -> tuple[int, ...]:
@@ -277,18 +284,20 @@ class _Job:
     def scatter(self, histograms: I64, partitions: _Partitions, keys: U64) -> None:
         """Write every position's key into its partition; each thread has its own part of each partition."""
         per_thread = np.add.reduceat(histograms, partitions.first_token, axis=1)
-        cursors = np.cumsum(per_thread, axis=0) - per_thread + partitions.key_starts[:-1]
-        cursors = cursors.astype(np.uint64)
+        first_place = (np.cumsum(per_thread, axis=0) - per_thread + partitions.key_starts[:-1]).astype(np.uint64)
 
         def fill(item: tuple[int, tuple[int, int]]) -> None:
             worker, (start, stop) = item
-            for first in range(start, stop, CHUNK_TOKENS):
-                last = min(first + CHUNK_TOKENS, stop)
+            first, cursors = first_place[worker], first_place[worker].copy()
+            lines = _aligned(len(first) * kernels.LINE_KEYS)
+            for begin in range(start, stop, CHUNK_TOKENS):
+                end = min(begin + CHUNK_TOKENS, stop)
                 kernels.scatter_keys(
-                    self.ids, self.document_starts, first, last, self.order, self.token_bits,
-                    partitions.of_token, cursors[worker], keys,
+                    self.ids, self.document_starts, begin, end, self.order, self.token_bits,
+                    partitions.of_token, first, cursors, lines, keys,
                 )  # fmt: skip
-                self.ticks.add(last - first)
+                self.ticks.add(end - begin)
+            kernels.flush_keys(first, cursors, lines, keys)
 
         _run_all(fill, enumerate(self.slices), threads=self.threads)
 
@@ -337,13 +346,14 @@ class _Job:
         run_starts = [0] * len(results)
         for start in range(0, len(keys), PARTITION_KEYS):
             stop = min(start + PARTITION_KEYS, len(keys))
-            n_windows = kernels.compact_windows(keys, start, stop, stretch.windows, stretch.ends)
+            n_windows = int(kernels.compact_windows(keys, start, stop, stretch.windows, stretch.ends))
             for which, (result, _) in enumerate(results):
-                rows[which], run_starts[which] = kernels.emit_runs(
+                row, run_start = kernels.emit_runs(
                     stretch.windows, stretch.ends, n_windows, stop == len(keys), run_starts[which], leading,
                     self.order, result.order, self.token_bits, result.columns, result.counts, rows[which],
                     stretch.block,
                 )  # fmt: skip
+                rows[which], run_starts[which] = int(row), int(run_start)
 
 
 def _single_tokens(occurrences: I64) -> NgramCounts:

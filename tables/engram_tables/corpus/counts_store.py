@@ -242,7 +242,7 @@ class _Order:
         kernels.lower_bounds(highest, ngrams, first)
         kernels.lower_bounds(lowest, ngrams, last)
         n_groups = len(self._groups)
-        equal = (last < n_groups) & (lowest[:, np.minimum(last, n_groups - 1)].T == ngrams).all(axis=1)
+        equal = (last < n_groups) & (ngrams == lowest[:, np.minimum(last, n_groups - 1)].T).all(axis=1)
         last = last - 1 + equal
         for at in _groups_between(first, last, n_groups):
             mine = np.flatnonzero((first <= at) & (at <= last))
@@ -250,7 +250,7 @@ class _Order:
             rows = np.empty(len(mine), dtype=np.int64)
             kernels.lower_bounds(columns, np.ascontiguousarray(ngrams[mine]), rows)
             inside = np.minimum(rows, len(counts) - 1)
-            hit = (rows < len(counts)) & (columns[:, inside].T == ngrams[mine]).all(axis=1)
+            hit = (rows < len(counts)) & (ngrams[mine] == columns[:, inside].T).all(axis=1)
             result[mine[hit]] = counts[inside[hit]]
         return result
 
@@ -414,13 +414,13 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     if path.stat().st_size > _MAX_MANIFEST_BYTES:
         raise InvalidInput(f"{path}: {path.stat().st_size:,} bytes, expected a manifest of a few thousand")
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest: Any = json.loads(path.read_bytes())
     except ValueError as error:
         raise InvalidInput(
             f"{path}: not JSON ({error}), expected the manifest of `engram count`; count again"
         ) from None
     schema = manifest.get("schema") if isinstance(manifest, dict) else None
-    if schema != SCHEMA:
+    if not isinstance(manifest, dict) or schema != SCHEMA:
         raise InvalidInput(f"{path}: found schema {schema!r}, expected {SCHEMA!r}; count again with this version")
     try:
         digest = _manifest_digest(manifest)

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
 
 BLOCK_KEYS = 2048
 """Keys or runs that one loop after the other works on while they stay in the nearest cache."""
@@ -21,11 +23,64 @@ U32 = npt.NDArray[np.uint32]
 I64 = npt.NDArray[np.int64]
 
 
+LINE_KEYS = 8
+"""Keys of one 64-byte cache line."""
+
+
+def _type_stream_line(_typing: Any, _target: Any, _source: Any) -> Any:
+    """Copy one aligned cache line past the caches, so that the line is not fetched before it is overwritten."""
+
+    def emit(_context: Any, builder: Any, _signature: Any, arguments: Any) -> None:
+        line = ir.VectorType(ir.IntType(64), LINE_KEYS).as_pointer()
+        load = builder.load(builder.inttoptr(arguments[1], line))
+        load.align = 64
+        store = builder.store(load, builder.inttoptr(arguments[0], line))
+        store.align = 64
+        one = ir.Constant(ir.IntType(32), 1)
+        store.set_metadata("nontemporal", builder.module.add_metadata([one]))
+
+    return types.void(types.uintp, types.uintp), emit
+
+
+_stream_line: Any = intrinsic(_type_stream_line)
+
+
+def _type_fence(_typing: Any) -> Any:
+    """Order the stores above, streamed ones too, before all that follows."""
+
+    def emit(_context: Any, builder: Any, _signature: Any, _arguments: Any) -> None:
+        builder.fence("seq_cst")
+
+    return types.void(), emit
+
+
+_fence: Any = intrinsic(_type_fence)
+
+
 @njit(cache=True, nogil=True)
 def add_histogram(ids: U32, histogram: I64) -> None:
     """Add to `histogram` (canonical_size,) how often each id occurs in `ids`."""
     for position in range(ids.size):
         histogram[ids[position]] += 1
+
+
+@njit(cache=True, nogil=True)
+def _put_key(key: np.uint64, partition: np.uint32, first: U64, cursors: U64, lines: U64, keys: U64) -> None:
+    """Add a key to its partition's line; a full line goes to `keys`."""
+    cursor = cursors[partition]
+    place = cursor & np.uint64(LINE_KEYS - 1)
+    line = np.uint64(partition) * np.uint64(LINE_KEYS)
+    lines[line + place] = key
+    cursors[partition] = cursor + np.uint64(1)
+    if place == np.uint64(LINE_KEYS - 1):
+        start = cursor - place
+        if start >= first[partition]:
+            _stream_line(
+                np.uint64(keys.ctypes.data) + start * np.uint64(8), np.uint64(lines.ctypes.data) + line * np.uint64(8)
+            )
+        else:
+            for at in range(first[partition], cursor + np.uint64(1)):
+                keys[at] = lines[line + (at & np.uint64(LINE_KEYS - 1))]
 
 
 @njit(cache=True, nogil=True)
@@ -37,10 +92,14 @@ def scatter_keys(
     order: int,
     token_bits: int,
     partition_of: U32,
+    first: U64,
     cursors: U64,
+    lines: U64,
     keys: U64,
 ) -> None:
-    """Write the key of each start position in [start, stop) to its partition's next free place.
+    """Put the key of each start position in [start, stop) into its partition's next free place.
+
+    Keys gather in a line of `lines` for each partition and leave it eight at a time; `flush_keys` writes the rest.
 
     Parameters
     ----------
@@ -52,10 +111,14 @@ def scatter_keys(
         Tokens in a window.
     partition_of
         uint32 (canonical_size,): partition by leading token.
+    first
+        uint64 (n_partitions,): first place in each partition that is this caller's.
     cursors
         uint64 (n_partitions,): next free place of each partition for this caller; advanced.
+    lines
+        uint64 (n_partitions * LINE_KEYS,), aligned to 64 bytes: this caller's, between calls too.
     keys
-        uint64 (n_tokens,), written.
+        uint64 (n_tokens,), aligned to 64 bytes; written.
     """
     bits = np.uint64(token_bits)
     ahead = np.uint64(order - 1)
@@ -72,20 +135,25 @@ def scatter_keys(
         for place in range(position, position + order - 1):
             key = (key << bits) | (np.uint64(ids[place]) if place < end else sentinel)
         whole = max(position, min(last, end - order + 1))
-        for first in range(np.uint64(position), np.uint64(whole)):
-            key = ((key << bits) | np.uint64(ids[first + ahead])) & mask
-            partition = partition_of[ids[first]]
-            cursor = cursors[partition]
-            keys[cursor] = key
-            cursors[partition] = cursor + np.uint64(1)
-        for first in range(np.uint64(whole), np.uint64(last)):
+        for at in range(np.uint64(position), np.uint64(whole)):
+            key = ((key << bits) | np.uint64(ids[at + ahead])) & mask
+            _put_key(key, partition_of[ids[at]], first, cursors, lines, keys)
+        for at in range(np.uint64(whole), np.uint64(last)):
             key = ((key << bits) | sentinel) & mask
-            partition = partition_of[ids[first]]
-            cursor = cursors[partition]
-            keys[cursor] = key
-            cursors[partition] = cursor + np.uint64(1)
+            _put_key(key, partition_of[ids[at]], first, cursors, lines, keys)
         position = last
         document += 1
+    _fence()
+
+
+@njit(cache=True, nogil=True)
+def flush_keys(first: U64, cursors: U64, lines: U64, keys: U64) -> None:
+    """Write the keys that `scatter_keys` left in lines that are not full."""
+    for partition in range(first.size):
+        cursor = cursors[partition]
+        start = max(cursor & ~np.uint64(LINE_KEYS - 1), first[partition])
+        for at in range(start, cursor):
+            keys[at] = lines[np.uint64(partition) * np.uint64(LINE_KEYS) + (at & np.uint64(LINE_KEYS - 1))]
 
 
 @njit(cache=True, nogil=True)
@@ -117,7 +185,7 @@ def count_distinct(keys: U64, order: int, token_bits: int, orders: I64, n_distin
 
 
 @njit(cache=True, nogil=True)
-def compact_windows(keys: U64, start: int, stop: int, windows: U64, ends: I64) -> int:
+def compact_windows(keys: U64, start: int, stop: int, windows: U64, ends: I64) -> np.int64:
     """The distinct keys of one stretch of a sorted partition, and where the run of each ends.
 
     Parameters
@@ -165,7 +233,7 @@ def emit_runs(
     counts: U64,
     row: int,
     block: U64,
-) -> tuple[int, int]:
+) -> tuple[np.int64, int]:
     """Unpack the distinct n-grams of one stretch, and how often each occurs.
 
     Parameters

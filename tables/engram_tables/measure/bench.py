@@ -110,6 +110,8 @@ def bench_offload(
             record[DISK] = _measure_disk(run)
     record["gpu"] = {"status": "waived", "reason": _why_no_gpu()}
     record["mismatches"] = run.mismatches
+    if progress is not None:
+        progress(n_all, n_all)
     parts = [record[source] for source in plan.sources]
     record["flags"] = [flag for part in parts for point in part.get("points", ()) for flag in point["flags"]]
     return record

@@ -83,14 +83,15 @@ def disk_ceilings(path: Path, *, seconds: float = 0.4, fio_seconds: float = 2.0)
     sweep = [{"depth": depth, "reads_per_s": direct_reads(path, depth=depth, seconds=seconds)} for depth in _DEPTHS]
     fio = fio_random_reads(path, seconds=fio_seconds)
     best = max(float(point["reads_per_s"]) for point in sweep)
-    sequential = direct_reads(path, depth=16, seconds=seconds, block_bytes=_SEQUENTIAL_BYTES, in_order=True)
+    run_bytes = min(_SEQUENTIAL_BYTES, path.stat().st_size // _BLOCK_BYTES * _BLOCK_BYTES)
+    sequential = direct_reads(path, depth=16, seconds=seconds, block_bytes=run_bytes, in_order=True)
     return {
         "file_bytes": path.stat().st_size,
         "block_bytes": _BLOCK_BYTES,
         "sweep": sweep,
         "fio": fio,
         "best_reads_per_s": max(best, fio.get("reads_per_s", 0.0)),
-        "sequential_bytes_per_s": sequential * _SEQUENTIAL_BYTES,
+        "sequential_bytes_per_s": sequential * run_bytes,
     }
 
 
@@ -109,9 +110,9 @@ def direct_reads(
     except (AttributeError, OSError) as error:
         raise BackendUnavailable(f"{path}: no direct reads here ({error}); its disk has no ceiling to hold") from None
     try:
-        n_blocks = path.stat().st_size // block_bytes
+        n_blocks = path.stat().st_size // block_bytes if block_bytes else 0
         if n_blocks == 0:
-            raise BackendUnavailable(f"{path}: shorter than a block of {block_bytes} bytes, too small to measure")
+            raise BackendUnavailable(f"{path}: shorter than a block of {_BLOCK_BYTES} bytes, too small to measure")
         rng = np.random.default_rng()
         n_reads, per_s = 32 * depth, 0.0
         spent = 0.0

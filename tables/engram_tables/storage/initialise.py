@@ -36,7 +36,7 @@ class Init:
     -----
     `normal`: with w = ceil(row_width / 4), the value of (layer, row, column) takes 16 bits, number `column % 4` from
     the low end, of word `row * w + column // 4` of the layer's SplitMix64 stream. They choose one of 65,536 equally
-    likely quantiles of the normal distribution (4.2 standard deviations at most), which is multiplied by
+    likely quantiles of the normal distribution (4.33 standard deviations at most), which is multiplied by
     float32(std) in single precision and encoded. The stream's state is `layer_state(seed, layer_id)`.
     """
 

@@ -55,7 +55,8 @@ class Layout:
 
     def touched_rows(self, start: int, stop: int, n_rows: int) -> tuple[int, int]:
         """Half-open range of the rows that have a byte in `start` to `stop`, of `n_rows` in all; may be empty."""
-        return self._rows_begun(start, n_rows, whole=True), self._rows_begun(stop, n_rows, whole=False)
+        first = self._rows_begun(start, n_rows, whole=True)
+        return first, max(self._rows_begun(stop, n_rows, whole=False), first) if start < stop else first
 
     def _rows_begun(self, offset: int, n_rows: int, *, whole: bool) -> int:
         cell, inside = divmod(offset, self.cell_bytes)

@@ -193,6 +193,11 @@ class Manifest:
             vocabulary=None if body["vocabulary"] is None else _vocabulary_from_json(body["vocabulary"]),
             shards=tuple(_shards_from_json(body["shards"])),
         )
+        if body["fingerprint"] != manifest.spec.fingerprint:
+            raise InvalidInput(
+                f"found fingerprint {body['fingerprint']!r}, expected {manifest.spec.fingerprint} as its spec has; "
+                f"{_COPY_AGAIN}"
+            )
         if manifest._body() != body:
             unknown = sorted(set(body) - set(manifest._body()))
             raise UnsupportedTable(

@@ -1,0 +1,170 @@
+"""`engram count` from the outside: output, exit codes, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import typer
+from tokenizers import Tokenizer
+from typer.testing import CliRunner
+
+from engram_cli.commands.count import count
+from engram_cli.console import guarded
+from engram_tables.address.vocabulary import build_vocabulary, load_vocabulary
+from engram_tables.corpus.count_corpus import count_corpus
+from engram_tables.corpus.counts_store import open_counts
+from engram_tables.corpus.reference import count_ngrams_reference
+
+APP = typer.Typer()
+APP.command()(guarded(count))
+TEXTS = {"a.txt": "the cat sat", "b.txt": "", "c.md": "zzz", ".d.txt": "x"}
+
+
+@pytest.fixture
+def place(tmp_path: Path, letter_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    letter_tokenizer.save("tokenizer.json")
+    build_vocabulary("tokenizer.json", rule="identity").save(Path("vocab.parquet"))
+    Path("text").mkdir()
+    for name, text in TEXTS.items():
+        Path("text", name).write_text(text)
+    return tmp_path
+
+
+def run(*arguments: str, stdin: bytes | None = None) -> tuple[int, str, str]:
+    result = CliRunner().invoke(APP, ["--vocab", "vocab.parquet", *arguments], input=stdin)
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.mark.usefixtures("place")
+def test_the_counts_are_those_of_the_reference() -> None:
+    code, out, err = run("text", "--glob", "*.txt", "-o", "counts", "--orders", "3,1", "--json", "--top", "2")
+    assert code == 0, err
+    record = json.loads(out)
+    documents = [
+        [max(0, ord(letter) - 96) if letter != " " else 0 for letter in TEXTS[name]] for name in ("a.txt", "b.txt")
+    ]
+    assert record["schema"] == "engram.count/1"
+    assert (record["n_documents"], record["n_tokens"], record["corpus_bytes"]) == (2, 11, 11)
+    assert record["skipped"] == {"hidden": 1, "no_match": 1}
+    assert "left out: 1 directory entries, name begins with a dot" in err
+    with open_counts("counts") as counts:
+        for entry in record["orders"]:
+            expected = count_ngrams_reference(documents, entry["order"])
+            assert (entry["n_distinct"], entry["n_total"]) == (len(expected), sum(expected.values()))
+            best = max(expected.items(), key=lambda item: item[1])
+            assert (tuple(entry["top"][0]["ids"]), entry["top"][0]["count"]) == best
+            assert counts.lookup(list(expected)).tolist() == list(expected.values())
+        counts.check_vocabulary(load_vocabulary("vocab.parquet").map_sha256)
+
+
+@pytest.mark.usefixtures("place")
+def test_the_human_form_names_totals_and_the_most_frequent() -> None:
+    code, out, _ = run("text/a.txt", "-o", "counts", "--orders", "2", "--top", "1")
+    assert code == 0
+    assert "1 documents, 11 B, 11 tokens over 27 canonical ids" in out
+    assert '"a" "t"' in out
+
+
+@pytest.mark.usefixtures("place")
+def test_threads_and_the_python_call_change_no_byte() -> None:
+    run("text", "-o", "one", "--threads", "1")
+    count_corpus(["text"], vocabulary=load_vocabulary("vocab.parquet"), orders=(2, 3, 4), output=Path("two"), threads=3)
+    for path in Path("one").rglob("*.*"):
+        assert path.read_bytes() == Path("two", path.relative_to("one")).read_bytes()
+
+
+@pytest.mark.usefixtures("place")
+def test_a_dry_run_writes_nothing() -> None:
+    before = sorted(Path().iterdir())
+    code, out, _ = run("text", "-o", "counts", "--dry-run", "--json")
+    assert code == 0
+    assert json.loads(out)["n_documents"] == 3
+    assert "would read  3 documents" in run("text", "-o", "counts", "--dry-run")[1]
+    assert sorted(Path().iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["nowhere"], 3, "nowhere: no such file"),
+        (["text", "--glob", "*.c"], 3, "no file in this directory matches"),
+        (["text", "--orders", "2,x"], 3, "expected numbers with commas"),
+        (["text", "--orders", "0"], 3, "from 1 to 5"),
+        (["text", "--orders", "6"], 5, "count orders up to 5"),
+        (["text", "--decode-errors", "ignore"], 2, "'ignore'"),
+        (["latin"], 3, "--decode-errors replace"),
+        (["text", "-o", "text"], 3, "exists already"),
+        (["text", "-o", "no/where"], 3, "does not exist"),
+        (["text", "--vocab", "text/a.txt"], 3, "not a whole vocabulary"),
+    ],
+)
+@pytest.mark.usefixtures("place")
+def test_bad_input_ends_with_its_code_and_leaves_nothing(arguments: list[str], code: int, message: str) -> None:
+    Path("latin").write_bytes(b"\xff")
+    before = sorted(Path().iterdir())
+    output = [] if "-o" in arguments else ["-o", "counts"]
+    found, out, err = run(*arguments, *output)
+    assert (found, out) == (code, "")
+    assert message in err.replace("\n", " ")
+    assert sorted(Path().iterdir()) == before
+
+
+@pytest.mark.usefixtures("place")
+def test_replaced_bytes_are_reported() -> None:
+    Path("latin").write_bytes(b"caf\xe9")
+    code, out, err = run("latin", "text", "--decode-errors", "replace", "-o", "counts", "--json")
+    assert code == 0
+    assert (json.loads(out)["replaced_files"], json.loads(out)["replaced_bytes"]) == (1, 1)
+    assert "1 bytes in 1 files are not UTF-8" in err
+
+
+@pytest.mark.usefixtures("place")
+def test_standard_input_is_a_corpus() -> None:
+    code, out, _ = run("-", "-o", "counts", "--json", "--orders", "1", stdin=b"aab")
+    assert code == 0
+    assert json.loads(out)["orders"][0]["top"][0] == {"ids": [1], "forms": ["a"], "count": 2}
+
+
+@pytest.mark.usefixtures("place")
+def test_ctrl_c_while_tokenising_leaves_nothing() -> None:
+    Path("big").mkdir()
+    for at in range(200):
+        Path("big", f"{at}.txt").write_text("the cat sat " * 20_000)
+    before = sorted(Path().iterdir())
+    program = (
+        "import typer; from engram_cli.console import guarded; from engram_cli.commands.count import count; "
+        "app = typer.Typer(); app.command()(guarded(count)); app()"
+    )
+    command = [sys.executable, "-c", program, "big", "--vocab", "vocab.parquet", "-o", "counts"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        try:
+            while not any(link.startswith(os.fsencode(Path.cwd() / "big")) for link in _open_files(process.pid)):
+                assert process.poll() is None, process.stderr.read() if process.stderr else ""
+                time.sleep(0.002)
+            process.send_signal(signal.SIGINT)
+            started = time.monotonic()
+            _, err = process.communicate(timeout=60)
+            assert time.monotonic() - started < 20
+        finally:
+            process.kill()
+    assert process.returncode == 130, err
+    assert b"interrupted" in err
+    assert sorted(Path().iterdir()) == before
+
+
+def _open_files(pid: int) -> list[bytes]:
+    found = []
+    for link in Path(f"/proc/{pid}/fd").glob("*"):
+        try:
+            found.append(os.fsencode(os.readlink(link)))  # noqa: PTH115
+        except OSError:
+            continue
+    return found
