@@ -29,7 +29,7 @@ from engram_tables.measure.environment import command_line, describe
 from engram_tables.measure.timing import Case, interleave
 from engram_tables.storage import reference
 from engram_tables.storage.codecs import CODEC_NAMES, get_codec
-from engram_tables.storage.initialise import Init, RowFiller
+from engram_tables.storage.initialise import RowFiller
 from engram_tables.storage.layout import LAYOUT_NAMES
 from engram_tables.storage.manifest import BLOCK_BYTES
 from engram_tables.storage.reader import StoredTable

@@ -40,19 +40,18 @@ def bench_offload(
         Path | None, typer.Option("--record", metavar="FILE", help="Write the whole record, raw samples and all.")
     ] = None,
 ) -> None:
-    """Measure lookups in a table from memory and from disk, and say what share of the machine's ceiling they
-    reach.
+    """Measure lookups in a table, from memory and from disk, against this machine's ceilings.
 
-    Every engine's bytes are compared with a slow reading before it is timed; a difference ends with exit code
-    6. Files are evicted from the page cache for the disk part, and what was in memory is measured, not
-    assumed. No system setting is changed.
+    Every engine's bytes are compared with a slow reading before it is timed;
+    a difference ends with exit code 6. Files are evicted from the page cache
+    for the disk part, and what was in memory is measured, not assumed. No
+    system setting is changed.
 
     \b
     Examples:
       engram bench-offload my-table --corpus /usr/share/doc
-      engram bench-offload my-table --corpus notes.txt --from disk --rows-per-batch 48
-      engram bench-offload my-table --corpus notes.txt --record offload.json --json | jq
-      .disk.points[].rows_per_s
+      engram bench-offload my-table --corpus notes.txt --from disk
+      engram bench-offload my-table --corpus notes.txt --record run.json
     """
     from engram_tables.errors import InvalidInput
     from engram_tables.files import new_file, refuse_existing
@@ -150,8 +149,10 @@ def _state(part: dict[str, Any]) -> str:
     state, ceilings = part["state"], part["ceilings"]
     if "resident_bytes_before" in state:
         share = min(state["resident_bytes_before"], state["resident_bytes_after"]) / state["file_bytes"]
+        huge = state["huge_page_bytes"]
+        pages = "" if huge is None else f" ({huge / state['file_bytes']:.0%} mapped by huge pages)"
         return (
-            f"{share:.0%} of the files in the page cache; ceiling memcpy "
+            f"{share:.0%} of the files in the page cache{pages}; ceiling memcpy "
             f"{ceilings['memcpy_1_thread_bytes_per_s'] / 1e9:.1f} GB/s by 1 thread, "
             f"{ceilings['memcpy_all_threads_bytes_per_s'] / 1e9:.1f} by {ceilings['threads']}; "
             f"a dependent load {ceilings['dependent_load_ns']:.0f} ns"

@@ -173,14 +173,17 @@ def test_reduction_is_exact_near_every_multiple(modulus: int) -> None:
     )
     stream = np.array(mixes, dtype=np.int64)
     rows, keys = np.empty((len(mixes), 8), dtype=np.int64), np.empty(len(mixes), dtype=np.uint64)
-    kernels.hash_stream(stream, 0, len(mixes), constants, 8, True, rows.reshape(-1), keys)
+    none_dead, history = np.empty(0, dtype=np.bool_), np.empty(0, dtype=np.int64)
+    kernels.hash_tokens(
+        stream, none_dead, history, 0, len(mixes), constants, 8, kernels.REDUCE, rows.reshape(-1), keys
+    )
     assert keys.tolist() == mixes
     for lane in range(8):
         assert rows[:, lane].tolist() == [mix % modulus + lane for mix in mixes]
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
-@pytest.mark.parametrize("n_tokens", [0, 1, 255, 256, 257, 4096, 20_011])
+@pytest.mark.parametrize("n_tokens", [0, 1, 255, 256, 257, 4096, 20_011])  # the last one is stored past the cache
 def test_any_thread_count_gives_the_same_bits(threads: int, n_tokens: int) -> None:
     rng = np.random.default_rng(n_tokens)
     ids, dead = rng.integers(0, 99_092, n_tokens), rng.random(n_tokens) < 0.05
@@ -188,6 +191,12 @@ def test_any_thread_count_gives_the_same_bits(threads: int, n_tokens: int) -> No
     many = hash_tokens(V41, ids, dead=dead, threads=threads)
     assert one.rows.tobytes() == many.rows.tobytes()
     assert one.keys.tobytes() == many.keys.tobytes()
+    head, head_rows, _ = ids[:200], *_reference(V41, np.where(dead, -1, ids)[:200].tolist())
+    np.testing.assert_array_equal(one.rows[: len(head)], head_rows)
+    # Memory that lies on no cache line takes the other form, and gives the same bits.
+    shifted = np.empty(one.rows.size + 1, dtype=np.int64)[1:].reshape(one.rows.shape)
+    hash_tokens(V41, ids, dead=dead, threads=threads, out=one._replace(rows=shifted))
+    assert shifted.tobytes() == one.rows.tobytes()
 
 
 @pytest.mark.parametrize("name", ["v4.1", "gap and uneven heads", "too small a modulus"])

@@ -134,7 +134,8 @@ def test_presets_of_uncertain_layers_are_refused(engram: Engram, command: tuple[
 
 
 def test_inspect_ngram(engram: Engram, tiny_table: Path, tiny_vocab_file: Path, tmp_path: Path) -> None:
-    (tmp_path / "corpus.txt").write_text(" the cat sat\nThe cat sat\n" * 50, encoding="utf-8")
+    letters = "".join(np.random.default_rng(0).choice(list("abcdefghijk"), 2000))
+    (tmp_path / "corpus.txt").write_text(" the cat sat\nThe cat sat\n" * 50 + letters, encoding="utf-8")
     counted = engram("count", "corpus.txt", "--vocab", tiny_vocab_file, "--orders", "2,3,4", "-o", "counts")
     assert counted.code == 0, counted.err
     ran = engram("inspect", "ngram", tiny_table, " the cat", "--counts", "counts", "--json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from engram_tables.address import kernels
 from engram_tables.address.spec import Addresses, AddressSpec, LayerAddressing
 from engram_tables.errors import InvalidInput
+from engram_tables.memory import CACHE_LINE_BYTES, aligned_bytes
 from engram_tables.threads import resolve_threads, run_slices
 
 if TYPE_CHECKING:
@@ -23,9 +25,13 @@ DEAD = -1
 _GRAIN_TOKENS = 2048
 
 
+# Results larger than this leave the caches anyway, so they are stored past them where that is possible.
+_CACHED_RESULT_BYTES = 4 << 20
+
+
 class _Prepared(NamedTuple):
     constants: kernels.HashConstants
-    fast: bool
+    form: int
 
 
 class HashedTokens(NamedTuple):
@@ -149,19 +155,22 @@ def hash_tokens(
     -----
     About 5 ns a token for both layers of DeepSeek-V4.1 on two threads; the writes of 8 bytes a column bound it.
     """
-    stream = _stream(spec, canonical_ids, dead, history)
-    n_tokens = len(stream) - (spec.max_order - 1)
+    ids, mask = _tokens(spec, canonical_ids, dead)
+    before = _history(spec, history)
+    n_tokens = len(ids)
     shape = (n_tokens, len(spec.layers))
     rows_shape, keys_shape = (*shape, spec.n_columns), (*shape, len(spec.orders))
     if out is None:
-        out = Addresses(np.empty(rows_shape, dtype=np.int64), np.empty(keys_shape, dtype=np.uint64))
+        out = Addresses(_empty_rows(rows_shape), np.empty(keys_shape, dtype=np.uint64))
     _check_out("rows", out.rows, rows_shape, np.dtype(np.int64))
     _check_out("keys", out.keys, keys_shape, np.dtype(np.uint64))
-    constants, fast = _prepare(spec, spec.layers, spec.orders)
+    constants, form = _prepare(spec, spec.layers, spec.orders)
+    if form == kernels.REDUCE and _can_pass_cache(constants, out.rows):
+        form = kernels.REDUCE_PAST_CACHE
     flat_rows, flat_keys = out.rows.reshape(-1), out.keys.reshape(-1)
 
     def hash_slice(start: int, stop: int) -> None:
-        kernels.hash_stream(stream, start, stop, constants, spec.n_columns, fast, flat_rows, flat_keys)
+        kernels.hash_tokens(ids, mask, before, start, stop, constants, spec.n_columns, form, flat_rows, flat_keys)
 
     run_slices(hash_slice, n_tokens, threads=resolve_threads(threads), grain=_GRAIN_TOKENS)
     return out
@@ -193,44 +202,46 @@ def hash_ngrams(
         raise InvalidInput(f"n-grams: found shape {windows.shape}, expected (n, {order})")
     _check_ids(spec, windows.reshape(-1), None)
     windows = np.ascontiguousarray(windows, dtype=np.uint32)
-    constants, fast = _prepare(spec, (spec.layer(layer_id),), (order,))
+    constants, form = _prepare(spec, (spec.layer(layer_id),), (order,))
     n_heads = int(constants.group_valid.sum())
     keys = np.empty(len(windows), dtype=np.uint64)
     rows = np.empty((len(windows), n_heads), dtype=np.int64)
 
     def hash_slice(start: int, stop: int) -> None:
-        kernels.hash_ngrams(windows, start, stop, constants, n_heads, fast, rows.reshape(-1), keys)
+        kernels.hash_ngrams(windows, start, stop, constants, n_heads, form, rows.reshape(-1), keys)
 
     run_slices(hash_slice, len(windows), threads=resolve_threads(threads), grain=_GRAIN_TOKENS)
     return keys, rows
 
 
-def _stream(
-    spec: AddressSpec, canonical_ids: npt.ArrayLike, dead: npt.ArrayLike | None, history: npt.ArrayLike | None
-) -> npt.NDArray[np.int64]:
-    """int64 (max_order - 1 + tokens,): history and chunk, `DEAD` where dead or before the sequence."""
+def _tokens(
+    spec: AddressSpec, canonical_ids: npt.ArrayLike, dead: npt.ArrayLike | None
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+    """Ids as the kernels take them, uint32 or int64 (tokens,), and the mask, empty where nothing is dead."""
     ids = np.asarray(canonical_ids)
     if ids.ndim != 1:
         raise InvalidInput(f"canonical ids: found shape {ids.shape}, expected (tokens,)")
     mask = None
     if dead is not None:
-        mask = np.asarray(dead)
+        mask = np.ascontiguousarray(dead)
         if mask.dtype != np.bool_ or mask.shape != ids.shape:
             raise InvalidInput(f"dead: found {mask.dtype} {mask.shape}, expected bool {ids.shape}, one a token")
     _check_ids(spec, ids, mask)
-    before = np.asarray([] if history is None else history)
-    if before.ndim != 1:
-        raise InvalidInput(f"history: found shape {before.shape}, expected (tokens before the chunk,)")
-    n_before = spec.max_order - 1
-    before = before[max(0, len(before) - n_before) :]
-    _check_ids(spec, before, before == DEAD, name="history")
-    stream = np.empty(n_before + len(ids), dtype=np.int64)
-    stream[: n_before - len(before)] = DEAD
-    stream[n_before - len(before) : n_before] = before
-    stream[n_before:] = ids
-    if mask is not None:
-        stream[n_before:][mask] = DEAD
-    return stream
+    ids = np.ascontiguousarray(ids, dtype=ids.dtype if ids.dtype == np.uint32 else np.int64)
+    return ids, np.empty(0, dtype=np.bool_) if mask is None else mask
+
+
+def _history(spec: AddressSpec, history: npt.ArrayLike | None) -> npt.NDArray[np.int64]:
+    """int64 (max_order - 1,): the end of the history, `DEAD` where dead or before the sequence."""
+    given = np.asarray([] if history is None else history)
+    if given.ndim != 1:
+        raise InvalidInput(f"history: found shape {given.shape}, expected (tokens before the chunk,)")
+    length = spec.max_order - 1
+    given = given[max(0, len(given) - length) :]
+    _check_ids(spec, given, given == DEAD, name="history")
+    before = np.full(length, DEAD, dtype=np.int64)
+    before[length - len(given) :] = given
+    return before
 
 
 def _check_ids(
@@ -296,4 +307,15 @@ def _prepare(spec: AddressSpec, layers: tuple[LayerAddressing, ...], orders: tup
     )
     used = [modulus for layer in layers for heads in layer.moduli for modulus in heads]
     fast = min(used) >= kernels.SMALLEST_FAST_MODULUS and max(used) <= kernels.LARGEST_FAST_MODULUS
-    return _Prepared(constants, fast)
+    return _Prepared(constants, kernels.REDUCE if fast else kernels.DIVIDE)
+
+
+def _empty_rows(shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
+    """int64 of `shape`, uninitialised, on a cache line."""
+    raw = aligned_bytes(8 * prod(shape), CACHE_LINE_BYTES)
+    return raw.view(np.int64).reshape(shape)
+
+
+def _can_pass_cache(constants: kernels.HashConstants, rows: npt.NDArray[np.int64]) -> bool:
+    aligned = rows.ctypes.data % CACHE_LINE_BYTES == 0
+    return aligned and rows.nbytes > _CACHED_RESULT_BYTES and bool((constants.group_valid == kernels.LANES).all())

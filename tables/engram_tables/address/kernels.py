@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
 from numba import njit, types
-from numba.extending import intrinsic
+
+from engram_tables.memory import intrinsic
 
 LANES = 8
 SMALLEST_FAST_MODULUS = 2**13 + 1
@@ -24,6 +25,8 @@ LARGEST_FAST_MODULUS = 2**31 - 1
 _ROUNDING_MAGIC = 1.5 * 2.0**52
 # Positions hashed together: their windows and mixes stay in the first-level cache.
 _BLOCK = 256
+# How a kernel takes remainders: see `hash_stream`.
+DIVIDE, REDUCE, REDUCE_PAST_CACHE = 0, 1, 2
 
 
 class HashConstants(NamedTuple):
@@ -58,81 +61,106 @@ class HashConstants(NamedTuple):
     offsets: npt.NDArray[np.int64]
 
 
-@intrinsic
-def _reduce_eight_lanes(
-    typingctx: Any, mix: Any, mix_double: Any, moduli: Any, reciprocals: Any, offsets: Any, out: Any
-) -> Any:
-    """out[0:8] = mix mod moduli[0:8] + offsets[0:8].
-
-    Arrays come as addresses: numba counts references around every call that takes arrays, which costs more than this.
-    """
-    signature = types.void(mix, mix_double, moduli, reciprocals, offsets, out)
+def _reduce_eight_generator(*, past_cache: bool) -> Any:
+    """Code for out[0:8] = mix mod moduli[0:8] + offsets[0:8]; `past_cache` stores need `out` on a 64-byte line."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         wide, double = ir.VectorType(ir.IntType(64), LANES), ir.VectorType(ir.DoubleType(), LANES)
         halves = ir.VectorType(ir.IntType(32), 2 * LANES)
         low_half = ir.Constant(wide, [2**32 - 1] * LANES)
+        mix_at, double_at, moduli_at, reciprocals_at, offsets_at, out_at = args
 
-        def vector_at(position: int, vector: Any) -> Any:
-            return builder.inttoptr(args[position], vector.as_pointer())
+        def load(address: Any, vector: Any) -> Any:
+            return builder.load(builder.inttoptr(address, vector.as_pointer()), align=8)
 
-        def splat(value: Any, vector: Any) -> Any:
+        def splat(address: Any, vector: Any) -> Any:
             undefined = ir.Constant(vector, ir.Undefined)
+            value = builder.load(builder.inttoptr(address, vector.element.as_pointer()), align=8)
             first = builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0))
             zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
             return builder.shuffle_vector(first, undefined, zeros)
 
-        modulus = builder.load(vector_at(2, wide), align=8)
-        reciprocal = builder.load(vector_at(3, double), align=8)
-        rounded = builder.fadd(
-            builder.fmul(splat(args[1], double), reciprocal), ir.Constant(double, [_ROUNDING_MAGIC] * LANES)
-        )
+        modulus = load(moduli_at, wide)
+        # Fusing the two spares an instruction; either rounding is within the bound above.
+        estimate = builder.fmul(splat(double_at, double), load(reciprocals_at, double), flags=("contract",))
+        magic = ir.Constant(double, [_ROUNDING_MAGIC] * LANES)
+        rounded = builder.fadd(estimate, magic, flags=("contract",))
         # Only low halves matter from here on; a product of two of them is one instruction everywhere.
         quotient = builder.and_(builder.bitcast(rounded, wide), low_half)
         product = builder.mul(quotient, builder.and_(modulus, low_half))
-        remainder = builder.sub(splat(args[0], wide), product)
+        remainder = builder.sub(splat(mix_at, wide), product)
         # A negative remainder is a huge unsigned one, so the smaller of r and r + p is the right one.
         low, lifted = (builder.bitcast(v, halves) for v in (remainder, builder.add(remainder, modulus)))
         exact = builder.select(builder.icmp_unsigned("<", low, lifted), low, lifted)
         local = builder.and_(builder.bitcast(exact, wide), low_half)
-        offset = builder.load(vector_at(4, wide), align=8)
-        builder.store(builder.add(local, offset), vector_at(5, wide), align=8)
+        rows = builder.add(local, load(offsets_at, wide))
+        store = builder.store(rows, builder.inttoptr(out_at, wide.as_pointer()), align=64 if past_cache else 8)
+        if past_cache:
+            store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
         return context.get_dummy_value()
 
-    return signature, generate
+    return generate
 
 
-# Typed loosely: numba supplies the first parameter, which the type of the decorated function does not know.
-_reduce_eight: Any = _reduce_eight_lanes
+@intrinsic
+def _reduce_eight(
+    typing_context: Any, mix: Any, mix_double: Any, moduli: Any, reciprocals: Any, offsets: Any, out: Any
+) -> Any:
+    """Everything comes as an address: numba counts references around calls that take arrays, which would cost more."""
+    signature = types.void(mix, mix_double, moduli, reciprocals, offsets, out)
+    return signature, _reduce_eight_generator(past_cache=False)
+
+
+@intrinsic
+def _reduce_eight_past_cache(
+    typing_context: Any, mix: Any, mix_double: Any, moduli: Any, reciprocals: Any, offsets: Any, out: Any
+) -> Any:
+    """The same, storing past the cache."""
+    signature = types.void(mix, mix_double, moduli, reciprocals, offsets, out)
+    return signature, _reduce_eight_generator(past_cache=True)
 
 
 @njit(cache=True, nogil=True)
-def hash_stream(stream, start, stop, constants, n_columns, fast, rows, keys):  # type: ignore[no-untyped-def]
+def hash_tokens(ids, dead, history, start, stop, constants, n_columns, form, rows, keys):  # type: ignore[no-untyped-def]
     """Rows and keys of positions start … stop of a run of tokens.
 
     Parameters
     ----------
-    stream
-        int64 (max_order - 1 + tokens,): the history, then the tokens; -1 where dead or before the sequence.
+    ids
+        uint32 or int64 (tokens,).
+    dead
+        bool (tokens,), or empty where no token is dead.
+    history
+        int64 (max_order - 1,): what stands before the tokens, -1 where dead or before the sequence.
     start, stop
         Positions among the tokens; look-backs read before `start`, so any split gives the same result.
-    fast
-        Whether every modulus is within the bounds of the division-free form.
+    form
+        `DIVIDE` for moduli of any size, `REDUCE` where all are within the bounds above, `REDUCE_PAST_CACHE` where
+        besides every group is full and `rows` begins on a 64-byte line.
     rows
         int64 (tokens · layers · columns,), written for these positions alone.
     keys
         uint64 (tokens · layers · orders,), likewise.
     """
-    windows = np.empty((constants.multipliers.shape[1], _BLOCK), dtype=np.uint64)
-    mixes = np.empty((constants.multipliers.shape[0], constants.orders.size, _BLOCK), dtype=np.uint64)
+    n_layers, max_order = constants.multipliers.shape
+    lead = max_order - 1
+    stream = np.empty(lead + _BLOCK, dtype=np.int64)
+    windows = np.empty((max_order, _BLOCK), dtype=np.uint64)
+    mixes = np.empty((n_layers, constants.orders.size, _BLOCK), dtype=np.uint64)
+    doubles = np.empty((n_layers, constants.orders.size, _BLOCK), dtype=np.float64)
     for first in range(start, stop, _BLOCK):
         n = min(_BLOCK, stop - first)
-        _fill_windows(stream, first, n, constants.fill, windows)
-        _hash_block(windows, n, first, constants, n_columns, fast, mixes, rows, keys)
+        n_before = max(0, lead - first)
+        stream[:n_before] = history[lead - n_before :]
+        for place in range(n_before, lead + n):
+            position = first - lead + place
+            stream[place] = -1 if dead.size and dead[position] else np.int64(ids[position])
+        _fill_windows(stream, n, constants.fill, windows)
+        _hash_block(windows, n, first, constants, n_columns, form, mixes, doubles, rows, keys)
 
 
 @njit(cache=True, nogil=True)
-def hash_ngrams(ngrams, start, stop, constants, n_columns, fast, rows, keys):  # type: ignore[no-untyped-def]
+def hash_ngrams(ngrams, start, stop, constants, n_columns, form, rows, keys):  # type: ignore[no-untyped-def]
     """Rows and keys of n-grams that stand by themselves; `constants` are those of one layer and one order.
 
     Parameters
@@ -147,107 +175,127 @@ def hash_ngrams(ngrams, start, stop, constants, n_columns, fast, rows, keys):  #
     order = ngrams.shape[1]
     windows = np.empty((order, _BLOCK), dtype=np.uint64)
     mixes = np.empty((1, 1, _BLOCK), dtype=np.uint64)
+    doubles = np.empty((1, 1, _BLOCK), dtype=np.float64)
     for first in range(start, stop, _BLOCK):
         n = min(_BLOCK, stop - first)
         for back in range(order):
             for i in range(n):
                 windows[back, i] = ngrams[first + i, order - 1 - back]
-        _hash_block(windows, n, first, constants, n_columns, fast, mixes, rows, keys)
+        _hash_block(windows, n, first, constants, n_columns, form, mixes, doubles, rows, keys)
 
 
 @njit(cache=True, nogil=True)
-def _fill_windows(stream, first, n, fill, windows):  # type: ignore[no-untyped-def]
-    """windows[back, i]: the id `back` before position first + i, or `fill` once anything since then is dead."""
-    max_order = windows.shape[0]
+def _fill_windows(stream, n, fill, windows):  # type: ignore[no-untyped-def]
+    """windows[back, i]: the id `back` before token i of the stream, or `fill` once anything since then is dead."""
+    lead = windows.shape[0] - 1
     live = np.empty(_BLOCK, dtype=np.int64)
     run = 0
-    for place in range(first, first + max_order - 1):
+    for place in range(lead):
         run = run + 1 if stream[place] >= 0 else 0
     for i in range(n):
-        run = run + 1 if stream[first + max_order - 1 + i] >= 0 else 0
+        run = run + 1 if stream[lead + i] >= 0 else 0
         live[i] = run
-    for back in range(max_order):
-        shifted, seen = stream[first + max_order - 1 - back :], windows[back]
+    for back in range(lead + 1):
+        shifted, seen = stream[lead - back :], windows[back]
         for i in range(n):
             token = np.uint64(shifted[i])
             seen[i] = token if back < live[i] else fill
 
 
 @njit(cache=True, nogil=True)
-def _hash_block(windows, n, first, constants, n_columns, fast, mixes, rows, keys):  # type: ignore[no-untyped-def]
+def _hash_block(windows, n, first, constants, n_columns, form, mixes, doubles, rows, keys):  # type: ignore[no-untyped-def]
     """Mix, then reduce, `n` windows whose results stand from `first` on."""
     n_layers, n_orders, _ = mixes.shape
     for layer in range(n_layers):
-        key = (first * n_layers + layer) * n_orders
-        _mix_windows(windows, n, constants.multipliers[layer], constants.orders, mixes[layer], keys, key, n_layers)
-    if fast:
-        _reduce_block(mixes, n, first, constants, n_columns, rows)
-    else:
+        _mix_windows(windows, n, constants.multipliers[layer], constants.orders, mixes[layer], doubles[layer])
+    for layer in range(n_layers):
+        for order in range(n_orders):
+            mixed, key = mixes[layer, order], (first * n_layers + layer) * n_orders + order
+            for i in range(n):
+                keys[key] = mixed[i]
+                key += n_layers * n_orders
+    if form == DIVIDE:
         _divide_block(mixes, n, first, constants, n_columns, rows)
+    else:
+        _reduce_block(mixes, doubles, n, first, constants, n_columns, form == REDUCE_PAST_CACHE, rows)
 
 
 @njit(cache=True, nogil=True)
-def _mix_windows(windows, n, multipliers, orders, mixes, keys, key, n_layers):  # type: ignore[no-untyped-def]
-    """mixes[order, i]: the running exclusive-or over the first orders[order] look-backs; copied to keys as well."""
-    running = np.zeros(_BLOCK, dtype=np.uint64)
+def _mix_windows(windows, n, multipliers, orders, mixes, doubles):  # type: ignore[no-untyped-def]
+    """mixes[order, i]: the running exclusive-or over the first orders[order] look-backs, and the same as a double."""
     back = 0
     for order in range(orders.size):
+        mixed, as_double = mixes[order], doubles[order]
+        seen, multiplier = windows[back], multipliers[back]
+        if order == 0:
+            for i in range(n):
+                mixed[i] = seen[i] * multiplier
+        else:
+            before = mixes[order - 1]
+            for i in range(n):
+                mixed[i] = before[i] ^ (seen[i] * multiplier)
+        back += 1
         while back < orders[order]:
             seen, multiplier = windows[back], multipliers[back]
             for i in range(n):
-                running[i] ^= seen[i] * multiplier
+                mixed[i] ^= seen[i] * multiplier
             back += 1
-        mixed, place = mixes[order], key + order
         for i in range(n):
-            mixed[i] = running[i]
-            keys[place] = running[i]
-            place += n_layers * orders.size
+            as_double[i] = np.float64(np.int64(mixed[i]))
 
 
 @njit(cache=True, nogil=True)
-def _reduce_block(mixes, n, first, constants, n_columns, rows):  # type: ignore[no-untyped-def]
-    """Rows of `n` mixes per layer and order, eight columns at a time and without a division."""
-    group_order, group_column, group_valid = (
-        constants.group_order,
-        constants.group_column,
-        constants.group_valid,
-    )
-    n_layers, n_groups = mixes.shape[0], group_order.size
-    scratch = np.empty(LANES, dtype=np.int64)
-    scratch_at, rows_at = scratch.ctypes.data, rows.ctypes.data
-    moduli_at, offsets_at = constants.moduli.ctypes.data, constants.offsets.ctypes.data
-    reciprocals_at = constants.reciprocals.ctypes.data
-    # One group at a time over all positions: its constants stay in registers.
-    for layer in range(n_layers):
-        for group in range(n_groups):
-            shift = (layer * n_groups + group) * (LANES * 8)
-            modulus_at, reciprocal_at, offset_at = (
-                moduli_at + shift,
-                reciprocals_at + shift,
-                offsets_at + shift,
-            )
-            mixed = mixes[layer, group_order[group]]
-            column = (first * n_layers + layer) * n_columns + group_column[group]
-            if group_valid[group] == LANES:
-                out_at, stride = rows_at + column * 8, n_layers * n_columns * 8
-                for i in range(n):
-                    _reduce_eight(
-                        mixed[i], np.float64(np.int64(mixed[i])), modulus_at, reciprocal_at, offset_at, out_at
-                    )
-                    out_at += stride
-            else:
-                for i in range(n):
-                    _reduce_eight(
-                        mixed[i],
-                        np.float64(np.int64(mixed[i])),
-                        modulus_at,
-                        reciprocal_at,
-                        offset_at,
-                        scratch_at,
-                    )
-                    for lane in range(group_valid[group]):
-                        rows[column + lane] = scratch[lane]
-                    column += n_layers * n_columns
+def _reduce_block(mixes, doubles, n, first, constants, n_columns, past_cache, rows):  # type: ignore[no-untyped-def]
+    """Rows of `n` mixes per layer and order, eight columns at a time, without a division, in the order of memory."""
+    n_layers, n_orders, _ = mixes.shape
+    n_groups = constants.group_order.size
+    mix_rows = np.empty(n_layers * n_groups, dtype=np.uint64)
+    ragged = False
+    for flat in range(mix_rows.size):
+        mix_rows[flat] = (flat // n_groups * n_orders + constants.group_order[flat % n_groups]) * (_BLOCK * 8)
+        ragged |= constants.group_valid[flat % n_groups] != LANES
+    mixes_at, doubles_at = np.uint64(mixes.ctypes.data), np.uint64(doubles.ctypes.data)
+    moduli_at, offsets_at = np.uint64(constants.moduli.ctypes.data), np.uint64(constants.offsets.ctypes.data)
+    reciprocals_at = np.uint64(constants.reciprocals.ctypes.data)
+    out_at = np.uint64(rows.ctypes.data + first * n_layers * n_columns * 8)
+    word, line = np.uint64(8), np.uint64(LANES * 8)
+    if ragged:
+        scratch = np.empty(LANES, dtype=np.int64)
+        column = first * n_layers * n_columns
+        for i in range(np.uint64(n)):
+            shift = np.uint64(0)
+            for flat in range(mix_rows.size):
+                at = mix_rows[flat] + i * word
+                _reduce_eight(
+                    mixes_at + at, doubles_at + at, moduli_at + shift, reciprocals_at + shift, offsets_at + shift,
+                    np.uint64(scratch.ctypes.data),
+                )  # fmt: skip
+                for lane in range(constants.group_valid[flat % n_groups]):
+                    rows[column + lane] = scratch[lane]
+                column += constants.group_valid[flat % n_groups]
+                shift += line
+    elif past_cache:
+        for i in range(np.uint64(n)):
+            shift = np.uint64(0)
+            for flat in range(np.uint64(mix_rows.size)):
+                at = mix_rows[flat] + i * word
+                _reduce_eight_past_cache(
+                    mixes_at + at, doubles_at + at, moduli_at + shift, reciprocals_at + shift, offsets_at + shift,
+                    out_at + shift,
+                )  # fmt: skip
+                shift += line
+            out_at += shift
+    else:
+        for i in range(np.uint64(n)):
+            shift = np.uint64(0)
+            for flat in range(np.uint64(mix_rows.size)):
+                at = mix_rows[flat] + i * word
+                _reduce_eight(
+                    mixes_at + at, doubles_at + at, moduli_at + shift, reciprocals_at + shift, offsets_at + shift,
+                    out_at + shift,
+                )  # fmt: skip
+                shift += line
+            out_at += shift
 
 
 @njit(cache=True, nogil=True)

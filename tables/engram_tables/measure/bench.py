@@ -177,6 +177,7 @@ def _measure_dram(run: Run) -> dict[str, Any]:
             "file_bytes": run.file_bytes,
             "resident_bytes_before": before,
             "resident_bytes_after": resident_bytes(run.files),
+            "huge_page_bytes": huge_page_bytes(gather.views()),
         },
         "huge_page_copy": huge,
         "points": points,

@@ -20,6 +20,8 @@ from engram_tables.errors import BackendUnavailable
 
 _CACHESTAT = 451
 _CHUNK_BYTES = 1 << 30
+# Private memory, and files of filesystems that keep large folios in the page cache.
+_HUGE_FIELDS = ("AnonHugePages:", "ShmemPmdMapped:", "FilePmdMapped:")
 
 
 class _Range(ctypes.Structure):
@@ -70,7 +72,7 @@ def preload(paths: Iterable[Path]) -> None:
 
 
 def huge_page_bytes(arrays: Sequence[NDArray[Any]]) -> int | None:
-    """Bytes in huge pages of the private mappings in which the arrays begin; None where the system does not say.
+    """Bytes in huge pages of the mappings in which the arrays begin; None where the system does not say.
 
     The system may have joined neighbouring ranges into one mapping: each counts once, with all that lies in it.
     """
@@ -85,7 +87,7 @@ def huge_page_bytes(arrays: Sequence[NDArray[Any]]) -> int | None:
         if "-" in first and not first.endswith(":"):
             start, stop = (int(bound, 16) for bound in first.split("-"))
             inside = any(start <= address < stop for address in addresses)
-        elif inside and first == "AnonHugePages:":
+        elif inside and first in _HUGE_FIELDS:
             total += int(line.split()[1]) * 1024
     return total
 

@@ -18,7 +18,7 @@ from engram_tables.errors import InvalidInput
 from engram_tables.fetch.table import Table
 from engram_tables.units import ProgressHook
 
-TRACE_TEXT_BYTES = 2 << 20
+TRACE_TEXT_BYTES = 1 << 20
 _UNIFORM_TOKENS = 131_072
 
 

@@ -93,7 +93,7 @@ class Codec:
         values = np.ascontiguousarray(values)
         bits, limit_bits = values.view(np.uint32), np.uint32(self.limit_bits)
         if self.name == FP8:
-            bad_row = kernels.encode_fp8(bits.reshape(-1, 32), limit_bits, out)
+            bad_row = kernels.encode_fp8(bits.reshape(-1, 32), limit_bits, len(out), out, 0)
         else:
             bad_row = kernels.first_unstorable_row(bits, limit_bits)
         if bad_row >= 0:
@@ -105,7 +105,7 @@ class Codec:
         if self.name == F32:
             out[:] = values.view(np.uint8)
         elif self.name == BF16:
-            kernels.encode_bf16(bits.reshape(-1), _flat(out, np.dtype(np.uint16)))
+            kernels.encode_bf16(bits, len(out), out.view(np.uint16), 0)
         return out
 
     def decode(self, records: NDArray[np.uint8], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:

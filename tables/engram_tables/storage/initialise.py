@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_tables.errors import InvalidInput
-from engram_tables.storage.codecs import BF16, F32, FP8, Codec
+from engram_tables.storage.codecs import BF16, FP8, Codec
 from engram_tables.units import json_int
 
 NORMAL = "normal"
@@ -35,9 +35,10 @@ class Init:
     Notes
     -----
     `normal`: with w = ceil(row_width / 4), the value of (layer, row, column) takes 16 bits, number `column % 4` from
-    the low end, of word `row * w + column // 4` of the layer's SplitMix64 stream. They choose one of 65,536 equally
-    likely quantiles of the normal distribution (4.33 standard deviations at most), which is multiplied by
-    float32(std) in single precision and encoded. The stream's state is `layer_state(seed, layer_id)`.
+    the low end, of word `row * w + column // 4` of the layer's SplitMix64 stream. Bits 0 to 12 choose one of 8,192
+    equally likely quantiles of the upper half of the normal distribution (4.01 standard deviations at most), which
+    is multiplied by float32(std) in single precision; bit 15 is the sign. The stream's state is
+    `layer_state(seed, layer_id)`.
     """
 
     kind: str
@@ -73,22 +74,37 @@ class RowFiller:
         if init.kind == ZEROS:
             self._zero = codec.encode(np.zeros((1, row_width), dtype=np.float32))
             return
-        tile_rows = max(1, _TILE_VALUES // row_width)
+        from engram_tables.storage import kernels
+
+        n_rows = max(1, _TILE_VALUES // row_width)
+        self._row_words = -(-row_width // VALUES_PER_WORD)
         self._std = np.float32(float(str(init.std)))
-        self._words = np.empty((tile_rows, -(-row_width // VALUES_PER_WORD)), dtype=np.uint64)
-        self._values = np.empty((tile_rows, row_width), dtype=np.float32)
+        words = np.empty((n_rows, self._row_words), dtype=np.uint64)
+        values = np.empty((n_rows, row_width), dtype=np.float32)
+        groups = values.reshape(-1, 32) if codec.name == FP8 else values[:0]
+        self._tile = kernels.Tile(
+            words=words.reshape(-1),
+            quarters=words.view(np.uint16),
+            values=values,
+            bits=values.view(np.uint32),
+            groups=groups.view(np.uint32),
+        )
 
     def fill(self, layer_id: int, first_row: int, out: NDArray[np.uint8]) -> None:
-        """Records of the rows from `first_row` on into `out` uint8 (n, row_bytes)."""
+        """Records of the rows from `first_row` on into `out` uint8 (n, row_bytes), C-contiguous."""
         if self._init.kind == ZEROS:
             out[:] = self._zero
             return
         from engram_tables.storage import kernels
 
         state = np.uint64(layer_state(self._init.seed, layer_id))
-        first_word = np.uint64(first_row * self._words.shape[1])
-        codec = {F32: kernels.F32, BF16: kernels.BF16, FP8: kernels.FP8}[self._codec.name]
-        kernels.normal_records(state, first_word, self._std, codec, self._words, self._values, out)
+        arguments = (state, np.uint64(first_row * self._row_words), self._std, self._tile)
+        if self._codec.name == FP8:
+            kernels.normal_fp8(*arguments, out)
+        elif self._codec.name == BF16:
+            kernels.normal_bf16(*arguments, out.view(np.uint16))
+        else:
+            kernels.normal_f32(*arguments, out.view(np.float32))
 
 
 def layer_state(seed: int, layer_id: int) -> int:

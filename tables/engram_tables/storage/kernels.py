@@ -6,19 +6,17 @@ twin in `reference`.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from engram_tables.storage.quantiles import normal_quantiles
-
-F32, BF16, FP8 = 0, 1, 2
+from engram_tables.storage.quantiles import normal_magnitudes
 
 # Constants of the compiled code: as an argument, a table might overlap `out`, and no loop would become vectors.
-_QUANTILES = normal_quantiles()
+_MAGNITUDES = normal_magnitudes()
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _FIRST_FACTOR = np.uint64(0xBF58476D1CE4E5B9)
 _SECOND_FACTOR = np.uint64(0x94D049BB133111EB)
@@ -70,12 +68,14 @@ def _largest_magnitude(bits: np.ndarray, row: int) -> np.uint32:
 
 
 @njit(cache=True, nogil=True)
-def encode_bf16(bits: np.ndarray, out: np.ndarray) -> None:
-    """Round `bits` uint32 (n,) to nearest even into `out` uint16 (n,). Values are finite and stay so."""
-    for k in range(bits.size):
-        word = bits[k]
-        round_up = np.uint32(np.uint32(0x7FFF) + np.uint32(np.uint32(word >> np.uint32(16)) & np.uint32(1)))
-        out[k] = np.uint16(np.uint32(word + round_up) >> np.uint32(16))
+def encode_bf16(bits: np.ndarray, n_rows: int, out: np.ndarray, start: int) -> None:
+    """Round the first `n_rows` of `bits` uint32 (n, width) to nearest even into `out` uint16 (m, width) from row
+    `start` on. Values are finite and stay so."""
+    for row in range(n_rows):
+        for k in range(bits.shape[1]):
+            word = bits[row, k]
+            round_up = np.uint32(np.uint32(0x7FFF) + np.uint32(np.uint32(word >> np.uint32(16)) & np.uint32(1)))
+            out[start + row, k] = np.uint16(np.uint32(word + round_up) >> np.uint32(16))
 
 
 @njit(cache=True, nogil=True)
@@ -86,23 +86,25 @@ def decode_bf16(codes: np.ndarray, out: np.ndarray) -> None:
 
 
 @njit(cache=True, nogil=True)
-def encode_fp8(bits: np.ndarray, limit_bits: np.uint32, out: np.ndarray) -> int:
-    """Encode values, given as `bits` uint32 (n * groups, 32), into `out` uint8 (n, groups * 33).
+def encode_fp8(bits: np.ndarray, limit_bits: np.uint32, n_rows: int, out: np.ndarray, start: int) -> int:
+    """Encode `n_rows` rows, given as `bits` uint32 (n * groups, 32), into `out` uint8 (m, groups * 33) from row
+    `start` on.
 
     Returns the first row with a value that cannot be stored, where it stops, or -1.
     """
     n_groups = out.shape[1] // 33
     width = n_groups * 32
-    for row in range(out.shape[0]):
+    for row in range(n_rows):
+        target = start + row
         for group in range(n_groups):
             largest = _largest_magnitude(bits, row * n_groups + group)
             if largest >= limit_bits:
                 return row
-            out[row, width + group] = _shared_scale(largest)
+            out[target, width + group] = _shared_scale(largest)
         for group in range(n_groups):
-            inverse = _float_of(np.uint32((np.uint32(254) - np.uint32(out[row, width + group])) << np.uint32(23)))
+            inverse = _float_of(np.uint32((np.uint32(254) - np.uint32(out[target, width + group])) << np.uint32(23)))
             for k in range(32):
-                out[row, group * 32 + k] = _e4m3_code(bits[row * n_groups + group, k], inverse)
+                out[target, group * 32 + k] = _e4m3_code(bits[row * n_groups + group, k], inverse)
     return -1
 
 
@@ -143,9 +145,9 @@ def decode_fp8(records: np.ndarray, out: np.ndarray) -> None:
 
 
 @njit(cache=True, nogil=True)
-def fill_words(state: np.uint64, first_word: np.uint64, out: np.ndarray) -> None:
+def fill_words(state: np.uint64, first_word: np.uint64, n_words: int, out: np.ndarray) -> None:
     """Words `first_word`, `first_word` + 1, … of the SplitMix64 stream of `state` into `out` uint64 (n,)."""
-    for k in range(out.size):
+    for k in range(n_words):
         word = state + (first_word + np.uint64(k) + np.uint64(1)) * _GAMMA
         word = (word ^ (word >> np.uint64(30))) * _FIRST_FACTOR
         word = (word ^ (word >> np.uint64(27))) * _SECOND_FACTOR
@@ -153,37 +155,64 @@ def fill_words(state: np.uint64, first_word: np.uint64, out: np.ndarray) -> None
 
 
 @njit(cache=True, nogil=True)
-def fill_normal(quarters: np.ndarray, std: np.float32, out: np.ndarray) -> None:
-    """Normal values for `quarters` uint16 (n, width or more) into `out` float32 (n, width)."""
-    for row in range(out.shape[0]):
+def fill_normal(quarters: np.ndarray, std: np.float32, n_rows: int, out: np.ndarray, start: int) -> None:
+    """Normal values for the first `n_rows` of `quarters` uint16 (n, width or more) into `out` float32 (m, width)
+    from row `start` on."""
+    for row in range(n_rows):
         for column in range(out.shape[1]):
-            out[row, column] = _QUANTILES[quarters[row, column]] * std
+            quarter = np.uint32(quarters[row, column])
+            magnitude = np.float32(_MAGNITUDES[quarter & np.uint32(0x1FFF)] * std)
+            sign = np.uint32(np.uint32(quarter & np.uint32(0x8000)) << np.uint32(16))
+            out[start + row, column] = _float_of(np.uint32(_bits_of(magnitude) | sign))
+
+
+class Tile(NamedTuple):
+    """Working memory of one thread, small enough for its cache, each array in the two shapes that kernels want.
+
+    `words` uint64 (rows * row words,) and the same as `quarters` uint16 (rows, 4 * row words); `values` float32
+    (rows, width), the same as `bits` uint32 (rows, width), and as `groups` uint32 (rows * width // 32, 32), which is
+    empty where no codec wants it. Views are made outside: inside a kernel they cost seconds of compilation.
+    """
+
+    words: np.ndarray
+    quarters: np.ndarray
+    values: np.ndarray
+    bits: np.ndarray
+    groups: np.ndarray
 
 
 @njit(cache=True, nogil=True)
-def normal_records(
-    state: np.uint64,
-    first_word: np.uint64,
-    std: np.float32,
-    codec: int,
-    words: np.ndarray,
-    values: np.ndarray,
-    out: np.ndarray,
-) -> None:
-    """Records of rows of normal values into `out` uint8 (n, row_bytes): one call a block, no GIL in between.
+def normal_f32(state: np.uint64, first_word: np.uint64, std: np.float32, tile: Tile, out: np.ndarray) -> None:
+    """Rows of normal values into `out` float32 (n, width); the first row begins at word `first_word`.
 
-    `words` uint64 (tile, row words) and `values` float32 (tile, width) are working memory that stays in cache. The
-    row whose first word is `first_word` comes first. No value is past what a codec can store.
+    One call a block, without the GIL in between. No value is past what a codec can store.
     """
-    width = values.shape[1]
-    for start in range(0, out.shape[0], values.shape[0]):
-        n_rows = min(values.shape[0], out.shape[0] - start)
-        tile, target = values[:n_rows], out[start : start + n_rows]
-        fill_words(state, first_word + np.uint64(start * words.shape[1]), words[:n_rows].reshape(-1))
-        fill_normal(words[:n_rows].view(np.uint16), std, tile)
-        if codec == FP8:
-            encode_fp8(tile.view(np.uint32).reshape(-1, 32), np.uint32(0x7F800000), target)
-        elif codec == BF16:
-            encode_bf16(tile.view(np.uint32).reshape(-1), target.view(np.uint16).reshape(-1))
-        else:
-            target.view(np.float32).reshape(-1)[:] = tile.reshape(n_rows * width)
+    tile_rows, tile_words = tile.values.shape[0], tile.words.size
+    for start in range(0, out.shape[0], tile_rows):
+        fill_words(state, first_word, tile_words, tile.words)
+        fill_normal(tile.quarters, std, min(tile_rows, out.shape[0] - start), out, start)
+        first_word += np.uint64(tile_words)
+
+
+@njit(cache=True, nogil=True)
+def normal_bf16(state: np.uint64, first_word: np.uint64, std: np.float32, tile: Tile, out: np.ndarray) -> None:
+    """The same as bfloat16 into `out` uint16 (n, width)."""
+    tile_rows, tile_words = tile.values.shape[0], tile.words.size
+    for start in range(0, out.shape[0], tile_rows):
+        n_rows = min(tile_rows, out.shape[0] - start)
+        fill_words(state, first_word, tile_words, tile.words)
+        fill_normal(tile.quarters, std, n_rows, tile.values, 0)
+        encode_bf16(tile.bits, n_rows, out, start)
+        first_word += np.uint64(tile_words)
+
+
+@njit(cache=True, nogil=True)
+def normal_fp8(state: np.uint64, first_word: np.uint64, std: np.float32, tile: Tile, out: np.ndarray) -> None:
+    """The same as fp8-e4m3-e8m0 into `out` uint8 (n, width + width // 32)."""
+    tile_rows, tile_words = tile.values.shape[0], tile.words.size
+    for start in range(0, out.shape[0], tile_rows):
+        n_rows = min(tile_rows, out.shape[0] - start)
+        fill_words(state, first_word, tile_words, tile.words)
+        fill_normal(tile.quarters, std, n_rows, tile.values, 0)
+        encode_fp8(tile.groups, np.uint32(0x7F800000), n_rows, out, start)
+        first_word += np.uint64(tile_words)

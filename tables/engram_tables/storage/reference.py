@@ -94,9 +94,10 @@ def normal_value(seed: int, layer_id: int, row: int, column: int, *, row_width: 
     """The value that `--init normal` gives one place, before the codec."""
     word_number = row * -(-row_width // 4) + column // 4
     word = mix((layer_state(seed, layer_id) + (word_number + 1) * _GAMMA) & _MASK)
-    quantile = NormalDist().inv_cdf(((word >> 16 * (column % 4) & 0xFFFF) + 0.5) / 65536)
+    quarter = word >> 16 * (column % 4) & 0xFFFF
+    quantile = NormalDist().inv_cdf(0.5 + (quarter % 8192 + 0.5) / 16384)
     on_grid = round(quantile * 2**20) / 2**20
-    return _single(_single(on_grid) * _single(float(std)))
+    return _single(on_grid * _single(float(std))) * (-1 if quarter & 0x8000 else 1)
 
 
 def _single(value: float) -> float:

@@ -1,0 +1,44 @@
+#!/bin/sh
+# The main job on real input: DeepSeek's V4 tokenizer and the Python standard library's sources.
+# Usage: sh demo.sh [OUTPUT_DIRECTORY]     (`make demo` sets up what it needs and runs it)
+set -eu
+out=${1:-demo-output}
+sources=$(python3 -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
+mkdir -p "$out"
+
+step() {
+    printf '\n==> engram'
+    for word in "$@"; do
+        case $word in *[!A-Za-z0-9_./,=:@%+-]*) printf " '%s'" "$word" ;; *) printf ' %s' "$word" ;; esac
+    done
+    printf '\n'
+    engram "$@"
+}
+
+step build-vocab deepseek-v4 -o "$out/v4.vocab.parquet" --force --groups 5 --expect-size 99092 \
+    --expect-sha256 c60a86322ec17b4142bfef3c57a8d81fb428550cdf487f88a4320cb59fe46481
+step count "$sources" --glob '*.py' --decode-errors replace --vocab "$out/v4.vocab.parquet" --orders 2,3,4 \
+    -o "$out/counts" --top 5 --force
+step spec make --vocab "$out/v4.vocab.parquet" --orders 2,3,4 --heads 8 --rows-per-head 80000 --layers 1,14 \
+    --row-width 256 --name demo -o "$out/spec.json" --force
+step build-table --spec "$out/spec.json" --vocab "$out/v4.vocab.parquet" --init normal --codec fp8-e4m3-e8m0 \
+    --layout page -o "$out/table" --force
+step verify "$out/table"
+step inspect ngram "$out/table" 'import numpy as' --counts "$out/counts" --last --orders 3
+step bench-offload "$out/table" --corpus "$sources" --glob '*.py' --record "$out/bench.json"
+
+cat <<END
+
+What was made, all below $out:
+  v4.vocab.parquet  129,280 token ids folded to 99,092 canonical ids, with the tokenizer inside
+  counts/           every 2-, 3- and 4-gram of the sources with its exact count, as sorted Parquet
+  spec.json         the addressing: orders 2 to 4, 8 heads each, layers 1 and 14
+  table/            the table: $(du -sh "$out/table" | cut -f1) of rows in safetensors shards, checked against its manifest
+  bench.json        the record of the benchmark, raw samples and environment included
+
+Where to look next:
+  engram inspect ngram $out/table 'for i in range' --counts $out/counts
+  engram inspect vocab $out/v4.vocab.parquet --text 'The THE the'
+  engram hash --preset deepseek-v4.1-flash --vocab $out/v4.vocab.parquet --text 'the rows of the real model'
+  engram spec list
+END
