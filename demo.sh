@@ -17,7 +17,7 @@ step() {
 
 step build-vocab deepseek-v4 -o "$out/v4.vocab.parquet" --force --groups 5 --expect-size 99092 \
     --expect-sha256 c60a86322ec17b4142bfef3c57a8d81fb428550cdf487f88a4320cb59fe46481
-step count "$sources" --glob '*.py' --decode-errors replace --vocab "$out/v4.vocab.parquet" --orders 2,3,4 \
+step count "$sources" --glob '*.py' --exclude '*-packages' --decode-errors replace --vocab "$out/v4.vocab.parquet" --orders 2,3,4 \
     -o "$out/counts" --top 5 --force
 step spec make --vocab "$out/v4.vocab.parquet" --orders 2,3,4 --heads 8 --rows-per-head 80000 --layers 1,14 \
     --row-width 256 --name demo -o "$out/spec.json" --force
@@ -25,7 +25,7 @@ step build-table --spec "$out/spec.json" --vocab "$out/v4.vocab.parquet" --init 
     --layout page -o "$out/table" --force
 step verify "$out/table"
 step inspect ngram "$out/table" 'import numpy as' --counts "$out/counts" --last --orders 3
-step bench-offload "$out/table" --corpus "$sources" --glob '*.py' --record "$out/bench.json"
+step bench-offload "$out/table" --corpus "$sources" --glob '*.py' --exclude '*-packages' --record "$out/bench.json" --force
 
 cat <<END
 

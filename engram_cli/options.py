@@ -33,3 +33,10 @@ LayerIds = Annotated[
 VocabFile = Annotated[
     Path | None, typer.Option("--vocab", metavar="FILE", help="A vocabulary written by `engram build-vocab`.")
 ]
+Glob = Annotated[
+    str, typer.Option("--glob", metavar="PATTERN", help="What a file's name inside a directory must match: '*.py'.")
+]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option("--exclude", metavar="PATTERN", help="Names inside a directory to leave out; may be repeated."),
+]

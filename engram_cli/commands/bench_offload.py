@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from engram_cli import console
-from engram_cli.options import JsonFlag, Threads
+from engram_cli.options import Exclude, Force, Glob, JsonFlag, Threads
 
 
 def bench_offload(
@@ -23,7 +23,8 @@ def bench_offload(
             "Without it rows are uniform, which is a bound and not real text.",
         ),
     ] = None,
-    glob: Annotated[str, typer.Option("--glob", help="File names to read inside directories.")] = "*",
+    glob: Glob = "*",
+    exclude: Exclude = None,
     rows_per_batch: Annotated[
         str,
         typer.Option("--rows-per-batch", metavar="N,N", help="Rows of a batch; the nearest whole number of tokens."),
@@ -35,6 +36,7 @@ def bench_offload(
     read_threads: Annotated[
         int | None, typer.Option("--read-threads", min=1, help="Threads that read from disk; 64 by default.")
     ] = None,
+    force: Force = False,
     as_json: JsonFlag = False,
     record_file: Annotated[
         Path | None, typer.Option("--record", metavar="FILE", help="Write the whole record, raw samples and all.")
@@ -62,7 +64,7 @@ def bench_offload(
     if source not in sources:
         raise InvalidInput(f"--from: found {source!r}, expected dram, disk or both")
     if record_file is not None:
-        refuse_existing(record_file, force=False)
+        refuse_existing(record_file, force=force)
     plan = BenchPlan(
         rows_per_batch=_batch_rows(rows_per_batch),
         sources=sources[source],
@@ -72,9 +74,9 @@ def bench_offload(
         read_threads=read_threads,
     )
     with console.progress("measuring", "points") as progress:
-        record = bench(table, corpus=corpus or (), glob=glob, plan=plan, progress=progress)
+        record = bench(table, corpus=corpus or (), glob=glob, exclude=exclude or (), plan=plan, progress=progress)
     if record_file is not None:
-        with new_file(record_file) as file:
+        with new_file(record_file, force=force) as file:
             file.write(json.dumps(record, indent=1, allow_nan=False).encode() + b"\n")
     if as_json:
         console.emit(record)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engram_cli.console import emit, progress, say, show, show_table
-from engram_cli.options import DryRun, Force, JsonFlag, Threads
+from engram_cli.options import DryRun, Exclude, Force, Glob, JsonFlag, Threads
 from engram_tables.corpus.readers import DecodeErrors
 from engram_tables.errors import InvalidInput
 from engram_tables.units import format_bytes
@@ -32,10 +32,8 @@ def count(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The counts directory to write.")],
     orders: Annotated[str, typer.Option("--orders", metavar="N,N", help="Orders to count, from 1 to 5.")] = "2,3,4",
-    glob: Annotated[
-        str,
-        typer.Option("--glob", metavar="PATTERN", help="What a file's name inside a directory must match: '*.py'."),
-    ] = "*",
+    glob: Glob = "*",
+    exclude: Exclude = None,
     decode_errors: Annotated[
         DecodeErrors,
         typer.Option("--decode-errors", help="Stop at bytes that are not UTF-8, or make each of them U+FFFD."),
@@ -54,7 +52,7 @@ def count(
     \b
     Examples:
       engram count book.txt --vocab v4.parquet -o counts
-      engram count /usr/lib/python3 --glob '*.py' --vocab v4.parquet --orders 2,3 -o counts
+      engram count /usr/lib/python3 --glob '*.py' --exclude test --vocab v4.parquet --orders 2,3 -o counts
       zcat dump.gz | engram count - --vocab v4.parquet -o counts --json | jq .orders
     """
     from engram_tables.address.vocabulary import load_vocabulary
@@ -67,6 +65,7 @@ def count(
         orders=_parse_orders(orders),
         output=output,
         glob=glob,
+        exclude=exclude or (),
         decode_errors=decode_errors,
         force=force,
     )

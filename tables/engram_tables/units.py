@@ -39,7 +39,8 @@ def parse_bytes(text: str) -> int:
         )
     scale = _SUFFIX_BYTES[match[2].lower()]
     whole, _, fraction = match[1].partition(".")
-    scaled, remainder = divmod(int(whole + fraction) * scale, 10 ** len(fraction))
+    denominator = int(10 ** len(fraction))
+    scaled, remainder = divmod(int(whole + fraction) * scale, denominator)
     if remainder:
         raise InvalidInput(f"size {text!r}: {scaled} bytes and a fraction; give a whole number of bytes")
     return scaled

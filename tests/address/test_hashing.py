@@ -174,9 +174,7 @@ def test_reduction_is_exact_near_every_multiple(modulus: int) -> None:
     stream = np.array(mixes, dtype=np.int64)
     rows, keys = np.empty((len(mixes), 8), dtype=np.int64), np.empty(len(mixes), dtype=np.uint64)
     none_dead, history = np.empty(0, dtype=np.bool_), np.empty(0, dtype=np.int64)
-    kernels.hash_tokens(
-        stream, none_dead, history, 0, len(mixes), constants, 8, kernels.REDUCE, rows.reshape(-1), keys
-    )
+    kernels.hash_tokens(stream, none_dead, history, 0, len(mixes), constants, 8, kernels.REDUCE, rows.reshape(-1), keys)
     assert keys.tolist() == mixes
     for lane in range(8):
         assert rows[:, lane].tolist() == [mix % modulus + lane for mix in mixes]

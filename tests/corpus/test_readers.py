@@ -141,3 +141,18 @@ def test_the_digest_covers_where_documents_end(tmp_path: Path) -> None:
     assert len(digests) == 4
     expected = b"\x03" + b"\0" * 7 + b"abc" + b"\0" * 8
     assert corpus.sha256 == hashlib.sha256(expected).hexdigest()
+
+
+def test_excluded_names_are_left_out_with_all_they_hold(tmp_path: Path) -> None:
+    for name in ("a.py", "test/b.py", "lib/test/c.py", "lib/d.py", "lib/site-packages/e.py", "test.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x", encoding="utf-8")
+    corpus = find_documents([tmp_path], glob="*.py", exclude=("test", "*-packages"))
+    assert [file.path.relative_to(tmp_path).as_posix() for file in corpus.files if file.path] == [
+        "a.py",
+        "lib/d.py",
+        "test.py",
+    ]
+    assert corpus.skipped == {Skipped.EXCLUDED: 3}
+    with pytest.raises(InvalidInput, match="without /"):
+        find_documents([tmp_path], exclude=("a/b",))

@@ -55,6 +55,7 @@ def plan_count(
     orders: Sequence[int],
     output: Path,
     glob: str = "*",
+    exclude: Sequence[str] = (),
     decode_errors: DecodeErrors | str = DecodeErrors.STRICT,
     force: bool = False,
 ) -> CountPlan:
@@ -69,7 +70,7 @@ def plan_count(
     """
     wanted = check_orders(orders, vocabulary.canonical_size)
     refuse_existing(output, force=force)
-    corpus = find_documents(paths, glob=glob, decode_errors=decode_errors)
+    corpus = find_documents(paths, glob=glob, exclude=exclude, decode_errors=decode_errors)
     return CountPlan(corpus=corpus, orders=wanted, output=output, vocabulary=vocabulary)
 
 
@@ -127,6 +128,7 @@ def count_corpus(
     orders: Sequence[int],
     output: Path,
     glob: str = "*",
+    exclude: Sequence[str] = (),
     decode_errors: DecodeErrors | str = DecodeErrors.STRICT,
     threads: int | None = None,
     force: bool = False,
@@ -139,6 +141,7 @@ def count_corpus(
         orders=orders,
         output=output,
         glob=glob,
+        exclude=exclude,
         decode_errors=decode_errors,
         force=force,
     )

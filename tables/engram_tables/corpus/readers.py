@@ -36,6 +36,7 @@ class Skipped(StrEnum):
     """Why an entry of a directory is not part of a corpus."""
 
     NO_MATCH = "name does not match the glob"
+    EXCLUDED = "name is excluded"
     HIDDEN = "name begins with a dot"
     DANGLING = "link to nothing"
     NOT_A_FILE = "neither file nor directory"
@@ -142,7 +143,11 @@ class Corpus:
 
 
 def find_documents(
-    paths: Sequence[str | Path], *, glob: str = "*", decode_errors: DecodeErrors | str = DecodeErrors.STRICT
+    paths: Sequence[str | Path],
+    *,
+    glob: str = "*",
+    exclude: Sequence[str] = (),
+    decode_errors: DecodeErrors | str = DecodeErrors.STRICT,
 ) -> Corpus:
     """The corpus that `paths` name.
 
@@ -153,6 +158,8 @@ def find_documents(
     glob
         Pattern that a file's name inside a directory must match, case and all; a file that is named itself is read
         whatever its name. Names that begin with a dot match only a pattern that does.
+    exclude
+        Patterns of names inside directories that are left out, directories with all that they hold.
     decode_errors
         See `DecodeErrors`.
 
@@ -163,8 +170,9 @@ def find_documents(
     """
     if not paths:
         raise InvalidInput("corpus: found no path, expected files, directories or - for standard input")
-    if "/" in glob or not glob:
-        raise InvalidInput(f"glob {glob!r}: it is matched against file names, expected a pattern without /, as *.py")
+    for pattern in (glob, *exclude):
+        if "/" in pattern or not pattern:
+            raise InvalidInput(f"glob {pattern!r}: it is matched against names, expected a pattern without /, as *.py")
     files: list[CorpusFile] = []
     skipped: dict[Skipped, int] = {}
     for path in paths:
@@ -173,11 +181,28 @@ def find_documents(
                 raise InvalidInput("corpus: standard input (-) is given twice, and can be read once; name it once")
             files.append(CorpusFile(path=None, file_bytes=0))
             continue
-        files.extend(_find(Path(path), glob, skipped))
+        files.extend(_find(Path(path), _Choice(glob, tuple(exclude)), skipped))
     return Corpus(files=tuple(files), skipped=skipped, decode_errors=DecodeErrors(decode_errors))
 
 
-def _find(path: Path, glob: str, skipped: dict[Skipped, int]) -> list[CorpusFile]:
+class _Choice(NamedTuple):
+    """Which names inside a directory belong to a corpus."""
+
+    glob: str
+    exclude: tuple[str, ...]
+
+    def refusal(self, name: str, *, is_directory: bool) -> Skipped | None:
+        """Why an entry is left out, if its name is the reason."""
+        if name.startswith(".") and not (self.glob.startswith(".") and fnmatch.fnmatchcase(name, self.glob)):
+            return Skipped.HIDDEN
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in self.exclude):
+            return Skipped.EXCLUDED
+        if not is_directory and not fnmatch.fnmatchcase(name, self.glob):
+            return Skipped.NO_MATCH
+        return None
+
+
+def _find(path: Path, choice: _Choice, skipped: dict[Skipped, int]) -> list[CorpusFile]:
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -188,25 +213,24 @@ def _find(path: Path, glob: str, skipped: dict[Skipped, int]) -> list[CorpusFile
     if not stat.S_ISDIR(status.st_mode):
         return [CorpusFile(path=path, file_bytes=status.st_size if stat.S_ISREG(status.st_mode) else 0)]
     before = dict(skipped)
-    files = list(_walk(path, glob, skipped, {(status.st_dev, status.st_ino)}))
+    files = list(_walk(path, choice, skipped, {(status.st_dev, status.st_ino)}))
     if not files:
         passed = [f"{n - before.get(why, 0):,} with: {why}" for why, n in skipped.items() if n > before.get(why, 0)]
         raise InvalidInput(
-            f"{path}: no file in this directory matches {glob!r} ({'; '.join(passed) or 'it is empty'}); "
+            f"{path}: no file in this directory matches {choice.glob!r} ({'; '.join(passed) or 'it is empty'}); "
             "give another --glob or directory"
         )
     return files
 
 
-def _walk(directory: Path, glob: str, skipped: dict[Skipped, int], seen: set[tuple[int, int]]) -> Iterator[CorpusFile]:
+def _walk(
+    directory: Path, choice: _Choice, skipped: dict[Skipped, int], seen: set[tuple[int, int]]
+) -> Iterator[CorpusFile]:
     """Files below `directory`, sorted by name at each level; `seen` holds device and inode of directories entered."""
     with os.scandir(directory) as entries:
         names = sorted(entry.name for entry in entries)
     for name in names:
         path = directory / name
-        if name.startswith(".") and not (glob.startswith(".") and fnmatch.fnmatchcase(name, glob)):
-            _skip(skipped, Skipped.HIDDEN)
-            continue
         try:
             status = path.stat()
         except OSError as error:
@@ -215,15 +239,16 @@ def _walk(directory: Path, glob: str, skipped: dict[Skipped, int], seen: set[tup
                 continue
             error.add_note("while looking for the corpus's files")
             raise
-        identity = (status.st_dev, status.st_ino)
-        if stat.S_ISDIR(status.st_mode):
+        identity, is_directory = (status.st_dev, status.st_ino), stat.S_ISDIR(status.st_mode)
+        refusal = choice.refusal(name, is_directory=is_directory)
+        if refusal is not None:
+            _skip(skipped, refusal)
+        elif is_directory:
             if identity in seen:
                 _skip(skipped, Skipped.REPEATED)
             else:
                 seen.add(identity)
-                yield from _walk(path, glob, skipped, seen)
-        elif not fnmatch.fnmatchcase(name, glob):
-            _skip(skipped, Skipped.NO_MATCH)
+                yield from _walk(path, choice, skipped, seen)
         elif not stat.S_ISREG(status.st_mode):
             _skip(skipped, Skipped.NOT_A_FILE)
         else:

@@ -53,6 +53,7 @@ def bench_offload(
     *,
     corpus: Sequence[str | Path] = (),
     glob: str = "*",
+    exclude: Sequence[str] = (),
     plan: BenchPlan | None = None,
     progress: ProgressHook | None = None,
 ) -> dict[str, Any]:
@@ -88,7 +89,7 @@ def bench_offload(
 
     with open_table(path) as table:
         trace = (
-            text_trace(table, corpus, glob=glob, seed=plan.seed)
+            text_trace(table, corpus, glob=glob, exclude=exclude, seed=plan.seed)
             if corpus
             else uniform_trace(table.spec, seed=plan.seed)
         )

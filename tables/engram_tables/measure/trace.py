@@ -45,6 +45,7 @@ def text_trace(
     paths: Sequence[str | Path],
     *,
     glob: str = "*",
+    exclude: Sequence[str] = (),
     text_bytes: int = TRACE_TEXT_BYTES,
     seed: int = 0,
     progress: ProgressHook | None = None,
@@ -64,7 +65,7 @@ def text_trace(
             f"{table.path}: the table holds no vocabulary, which turns text into rows; "
             "build it with --vocab, or run without --corpus"
         )
-    corpus = _some_files(find_documents(paths, glob=glob, decode_errors="replace"), text_bytes, seed)
+    corpus = _some_files(find_documents(paths, glob=glob, exclude=exclude, decode_errors="replace"), text_bytes, seed)
     beginnings = _Beginnings(corpus, text_bytes)
     stream = tokenize_documents(
         vocabulary.tokenizer(), beginnings, total_bytes=min(corpus.total_bytes, text_bytes), progress=progress
@@ -85,6 +86,7 @@ def text_trace(
             "is_real_text": True,
             "paths": [str(path) for path in paths],
             "glob": glob,
+            "exclude": list(exclude),
             "documents": len(spans),
             "text_bytes": beginnings.n_bytes,
             "tokens": stream.n_tokens,
