@@ -127,7 +127,8 @@ def main() -> None:
     options = parser.parse_args()
     spec = load_spec("deepseek-v4.1-flash")
     ids = corpus_ids(options.tokens)
-    out = {n: hash_tokens(spec, ids, threads=n) for n in (1, THREADS)}
+    canonical_ids = ids.astype(np.uint32)  # as a vocabulary gives them; NumPy's forms take int64
+    out = {n: hash_tokens(spec, canonical_ids, threads=n) for n in (1, THREADS)}
     reused = Reused(spec, len(ids))
     check(spec, ids, {"ours": out[1].rows, "two threads": out[THREADS].rows, "published": published(spec, ids),
                       "reused": reused(ids)})  # fmt: skip
@@ -138,7 +139,7 @@ def main() -> None:
         run_slices(lambda start, stop: ceiling[start:stop].fill(1), n_bytes, threads=threads, grain=1)
 
     def ours(threads: int) -> Addresses:
-        return hash_tokens(spec, ids, threads=threads, out=out[threads])
+        return hash_tokens(spec, canonical_ids, threads=threads, out=out[threads])
 
     cases = {
         "published": lambda _: published(spec, ids),

@@ -226,3 +226,19 @@ def test_damaged_files_are_refused(tiny_vocab_file: Path, tmp_path: Path) -> Non
         load_vocabulary(path)
     with pytest.raises(FileNotFoundError):
         load_vocabulary(tmp_path / "missing.parquet")
+
+
+def test_truncation_and_padding_in_the_file_do_not_cut_texts(tiny_tokenizer_json: Path, tmp_path: Path) -> None:
+    data = json.loads(tiny_tokenizer_json.read_bytes())
+    data["truncation"] = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
+    data["padding"] = {
+        "strategy": {"Fixed": 50},
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+        "pad_id": 0,
+        "pad_type_id": 0,
+        "pad_token": "<pad>",
+    }
+    path = tmp_path / "limits.json"
+    path.write_text(json.dumps(data), encoding="utf-8")
+    assert build_vocabulary(path).encode("a cat sat") == build_vocabulary(tiny_tokenizer_json).encode("a cat sat")

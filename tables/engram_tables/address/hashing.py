@@ -161,18 +161,20 @@ def hash_tokens(
     shape = (n_tokens, len(spec.layers))
     rows_shape, keys_shape = (*shape, spec.n_columns), (*shape, len(spec.orders))
     if out is None:
-        out = Addresses(_empty_rows(rows_shape), np.empty(keys_shape, dtype=np.uint64))
+        out = Addresses(_empty(rows_shape).view(np.int64), _empty(keys_shape))
     _check_out("rows", out.rows, rows_shape, np.dtype(np.int64))
     _check_out("keys", out.keys, keys_shape, np.dtype(np.uint64))
     constants, form = _prepare(spec, spec.layers, spec.orders)
-    if form == kernels.REDUCE and _can_pass_cache(constants, out.rows):
+    if form == kernels.REDUCE and _can_pass_cache(constants, out):
         form = kernels.REDUCE_PAST_CACHE
     flat_rows, flat_keys = out.rows.reshape(-1), out.keys.reshape(-1)
 
-    def hash_slice(start: int, stop: int) -> None:
-        kernels.hash_tokens(ids, mask, before, start, stop, constants, spec.n_columns, form, flat_rows, flat_keys)
+    def hash_blocks(start: int, stop: int) -> None:
+        first, last = start * kernels.BLOCK, min(stop * kernels.BLOCK, n_tokens)
+        kernels.hash_tokens(ids, mask, before, first, last, constants, spec.n_columns, form, flat_rows, flat_keys)
 
-    run_slices(hash_slice, n_tokens, threads=resolve_threads(threads), grain=_GRAIN_TOKENS)
+    n_blocks = -(-n_tokens // kernels.BLOCK)
+    run_slices(hash_blocks, n_blocks, threads=resolve_threads(threads), grain=_GRAIN_TOKENS // kernels.BLOCK)
     return out
 
 
@@ -310,12 +312,11 @@ def _prepare(spec: AddressSpec, layers: tuple[LayerAddressing, ...], orders: tup
     return _Prepared(constants, kernels.REDUCE if fast else kernels.DIVIDE)
 
 
-def _empty_rows(shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
-    """int64 of `shape`, uninitialised, on a cache line."""
-    raw = aligned_bytes(8 * prod(shape), CACHE_LINE_BYTES)
-    return raw.view(np.int64).reshape(shape)
+def _empty(shape: tuple[int, ...]) -> npt.NDArray[np.uint64]:
+    """uint64 of `shape`, uninitialised, on a cache line."""
+    return aligned_bytes(8 * prod(shape), CACHE_LINE_BYTES).view(np.uint64).reshape(shape)
 
 
-def _can_pass_cache(constants: kernels.HashConstants, rows: npt.NDArray[np.int64]) -> bool:
-    aligned = rows.ctypes.data % CACHE_LINE_BYTES == 0
-    return aligned and rows.nbytes > _CACHED_RESULT_BYTES and bool((constants.group_valid == kernels.LANES).all())
+def _can_pass_cache(constants: kernels.HashConstants, out: Addresses) -> bool:
+    aligned = out.rows.ctypes.data % CACHE_LINE_BYTES == out.keys.ctypes.data % CACHE_LINE_BYTES == 0
+    return aligned and out.rows.nbytes > _CACHED_RESULT_BYTES and bool((constants.group_valid == kernels.LANES).all())

@@ -24,7 +24,7 @@ LARGEST_FAST_MODULUS = 2**31 - 1
 # Adding 1.5 · 2^52 leaves the nearest integer in the low bits of the double.
 _ROUNDING_MAGIC = 1.5 * 2.0**52
 # Positions hashed together: their windows and mixes stay in the first-level cache.
-_BLOCK = 256
+BLOCK = 256
 # How a kernel takes remainders: see `hash_stream`.
 DIVIDE, REDUCE, REDUCE_PAST_CACHE = 0, 1, 2
 
@@ -94,9 +94,11 @@ def _reduce_eight_generator(*, past_cache: bool) -> Any:
         exact = builder.select(builder.icmp_unsigned("<", low, lifted), low, lifted)
         local = builder.and_(builder.bitcast(exact, wide), low_half)
         rows = builder.add(local, load(offsets_at, wide))
-        store = builder.store(rows, builder.inttoptr(out_at, wide.as_pointer()), align=64 if past_cache else 8)
+        out = builder.inttoptr(out_at, wide.as_pointer())
         if past_cache:
-            store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+            _store_past_cache(builder, rows, out)
+        else:
+            builder.store(rows, out, align=8)
         return context.get_dummy_value()
 
     return generate
@@ -120,6 +122,25 @@ def _reduce_eight_past_cache(
     return signature, _reduce_eight_generator(past_cache=True)
 
 
+@intrinsic
+def _copy_line_past_cache(typing_context: Any, source: Any, out: Any) -> Any:
+    """64 bytes from one address to another, which lies on a 64-byte line, past the cache."""
+    signature = types.void(source, out)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        line = ir.VectorType(ir.IntType(64), LANES).as_pointer()
+        value = builder.load(builder.inttoptr(args[0], line), align=8)
+        _store_past_cache(builder, value, builder.inttoptr(args[1], line))
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+def _store_past_cache(builder: Any, value: Any, pointer: Any) -> None:
+    store = builder.store(value, pointer, align=64)
+    store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+
+
 @njit(cache=True, nogil=True)
 def hash_tokens(ids, dead, history, start, stop, constants, n_columns, form, rows, keys):  # type: ignore[no-untyped-def]
     """Rows and keys of positions start … stop of a run of tokens.
@@ -133,10 +154,11 @@ def hash_tokens(ids, dead, history, start, stop, constants, n_columns, form, row
     history
         int64 (max_order - 1,): what stands before the tokens, -1 where dead or before the sequence.
     start, stop
-        Positions among the tokens; look-backs read before `start`, so any split gives the same result.
+        Positions among the tokens, `start` a multiple of `BLOCK`; look-backs read before it, so any split
+        gives the same result.
     form
         `DIVIDE` for moduli of any size, `REDUCE` where all are within the bounds above, `REDUCE_PAST_CACHE` where
-        besides every group is full and `rows` begins on a 64-byte line.
+        besides every group is full, and `rows` and `keys` begin on a 64-byte line.
     rows
         int64 (tokens · layers · columns,), written for these positions alone.
     keys
@@ -144,12 +166,12 @@ def hash_tokens(ids, dead, history, start, stop, constants, n_columns, form, row
     """
     n_layers, max_order = constants.multipliers.shape
     lead = max_order - 1
-    stream = np.empty(lead + _BLOCK, dtype=np.int64)
-    windows = np.empty((max_order, _BLOCK), dtype=np.uint64)
-    mixes = np.empty((n_layers, constants.orders.size, _BLOCK), dtype=np.uint64)
-    doubles = np.empty((n_layers, constants.orders.size, _BLOCK), dtype=np.float64)
-    for first in range(start, stop, _BLOCK):
-        n = min(_BLOCK, stop - first)
+    stream = np.empty(lead + BLOCK, dtype=np.int64)
+    windows = np.empty((max_order, BLOCK), dtype=np.uint64)
+    mixes = np.empty((n_layers, constants.orders.size, BLOCK), dtype=np.uint64)
+    doubles = np.empty((n_layers, constants.orders.size, BLOCK), dtype=np.float64)
+    for first in range(start, stop, BLOCK):
+        n = min(BLOCK, stop - first)
         n_before = max(0, lead - first)
         stream[:n_before] = history[lead - n_before :]
         for place in range(n_before, lead + n):
@@ -173,11 +195,11 @@ def hash_ngrams(ngrams, start, stop, constants, n_columns, form, rows, keys):  #
         uint64 (n,), likewise.
     """
     order = ngrams.shape[1]
-    windows = np.empty((order, _BLOCK), dtype=np.uint64)
-    mixes = np.empty((1, 1, _BLOCK), dtype=np.uint64)
-    doubles = np.empty((1, 1, _BLOCK), dtype=np.float64)
-    for first in range(start, stop, _BLOCK):
-        n = min(_BLOCK, stop - first)
+    windows = np.empty((order, BLOCK), dtype=np.uint64)
+    mixes = np.empty((1, 1, BLOCK), dtype=np.uint64)
+    doubles = np.empty((1, 1, BLOCK), dtype=np.float64)
+    for first in range(start, stop, BLOCK):
+        n = min(BLOCK, stop - first)
         for back in range(order):
             for i in range(n):
                 windows[back, i] = ngrams[first + i, order - 1 - back]
@@ -188,7 +210,7 @@ def hash_ngrams(ngrams, start, stop, constants, n_columns, form, rows, keys):  #
 def _fill_windows(stream, n, fill, windows):  # type: ignore[no-untyped-def]
     """windows[back, i]: the id `back` before token i of the stream, or `fill` once anything since then is dead."""
     lead = windows.shape[0] - 1
-    live = np.empty(_BLOCK, dtype=np.int64)
+    live = np.empty(BLOCK, dtype=np.int64)
     run = 0
     for place in range(lead):
         run = run + 1 if stream[place] >= 0 else 0
@@ -205,19 +227,35 @@ def _fill_windows(stream, n, fill, windows):  # type: ignore[no-untyped-def]
 @njit(cache=True, nogil=True)
 def _hash_block(windows, n, first, constants, n_columns, form, mixes, doubles, rows, keys):  # type: ignore[no-untyped-def]
     """Mix, then reduce, `n` windows whose results stand from `first` on."""
-    n_layers, n_orders, _ = mixes.shape
-    for layer in range(n_layers):
+    for layer in range(mixes.shape[0]):
         _mix_windows(windows, n, constants.multipliers[layer], constants.orders, mixes[layer], doubles[layer])
-    for layer in range(n_layers):
-        for order in range(n_orders):
-            mixed, key = mixes[layer, order], (first * n_layers + layer) * n_orders + order
-            for i in range(n):
-                keys[key] = mixed[i]
-                key += n_layers * n_orders
+    _store_keys(mixes, n, first, form == REDUCE_PAST_CACHE, keys)
     if form == DIVIDE:
         _divide_block(mixes, n, first, constants, n_columns, rows)
     else:
         _reduce_block(mixes, doubles, n, first, constants, n_columns, form == REDUCE_PAST_CACHE, rows)
+
+
+@njit(cache=True, nogil=True)
+def _store_keys(mixes, n, first, past_cache, keys):  # type: ignore[no-untyped-def]
+    """Transpose `n` mixes per layer and order into keys, position by position."""
+    n_keys = mixes.shape[0] * mixes.shape[1]
+    by_position = np.empty(n_keys * BLOCK, dtype=np.uint64)
+    flat = mixes.reshape(-1)
+    for column in range(n_keys):
+        mixed = flat[column * BLOCK : (column + 1) * BLOCK]
+        place = column
+        for i in range(n):
+            by_position[place] = mixed[i]
+            place += n_keys
+    start, stop = first * n_keys, (first + n) * n_keys
+    if past_cache:
+        source, out = by_position.ctypes.data, keys.ctypes.data + start * 8
+        for line in range(n_keys * n // LANES):
+            _copy_line_past_cache(source + line * (LANES * 8), out + line * (LANES * 8))
+        start += n_keys * n // LANES * LANES
+    for place in range(start, stop):
+        keys[place] = by_position[place - first * n_keys]
 
 
 @njit(cache=True, nogil=True)
@@ -252,7 +290,7 @@ def _reduce_block(mixes, doubles, n, first, constants, n_columns, past_cache, ro
     mix_rows = np.empty(n_layers * n_groups, dtype=np.uint64)
     ragged = False
     for flat in range(mix_rows.size):
-        mix_rows[flat] = (flat // n_groups * n_orders + constants.group_order[flat % n_groups]) * (_BLOCK * 8)
+        mix_rows[flat] = (flat // n_groups * n_orders + constants.group_order[flat % n_groups]) * (BLOCK * 8)
         ragged |= constants.group_valid[flat % n_groups] != LANES
     mixes_at, doubles_at = np.uint64(mixes.ctypes.data), np.uint64(doubles.ctypes.data)
     moduli_at, offsets_at = np.uint64(constants.moduli.ctypes.data), np.uint64(constants.offsets.ctypes.data)

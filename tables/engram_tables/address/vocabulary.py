@@ -358,11 +358,15 @@ def _parse_tokenizer(raw: bytes, where: str) -> Tokenizer:
             "convert other formats (SentencePiece, tiktoken) to it first"
         ) from None
     try:
-        return Tokenizer.from_buffer(raw)
+        tokenizer: Tokenizer = Tokenizer.from_buffer(raw)
     except Exception as error:  # the library raises bare Exception
         raise InvalidInput(
             f"{where}: JSON, but no tokenizer the tokenizers library can read ({error}); expected a tokenizer.json"
         ) from None
+    # A file may ask for texts to be cut or padded, which suits a model's input and falsifies ids and counts.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def _token_strings(tokenizer: Tokenizer, where: str) -> list[str]:
