@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from engram_cli.commands.count import count
 from engram_cli.console import guarded
 from engram_tables.address.vocabulary import build_vocabulary, load_vocabulary
-from engram_tables.corpus.count_corpus import count_corpus
+from engram_tables.corpus.count_corpus import plan_count, run_count
 from engram_tables.corpus.counts_store import open_counts
 from engram_tables.corpus.reference import count_ngrams_reference
 
@@ -76,7 +76,8 @@ def test_the_human_form_names_totals_and_the_most_frequent() -> None:
 @pytest.mark.usefixtures("place")
 def test_threads_and_the_python_call_change_no_byte() -> None:
     run("text", "-o", "one", "--threads", "1")
-    count_corpus(["text"], vocabulary=load_vocabulary("vocab.parquet"), orders=(2, 3, 4), output=Path("two"), threads=3)
+    vocabulary = load_vocabulary("vocab.parquet")
+    run_count(plan_count(["text"], vocabulary=vocabulary, orders=(2, 3, 4), output=Path("two")), threads=3)
     for path in Path("one").rglob("*.*"):
         assert path.read_bytes() == Path("two", path.relative_to("one")).read_bytes()
 

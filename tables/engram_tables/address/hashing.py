@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from engram_tables.address.vocabulary import Vocabulary
 
 DEAD = -1
-# Below this many tokens a slice costs more to hand out than to hash.
-_GRAIN_TOKENS = 2048
+# Waking a thread takes about as long as hashing this many tokens.
+_GRAIN_TOKENS = 8192
 
 
 # Results larger than this leave the caches anyway, so they are stored past them where that is possible.

@@ -136,6 +136,17 @@ def _copy_line_past_cache(typing_context: Any, source: Any, out: Any) -> Any:
     return signature, generate
 
 
+@intrinsic
+def _fence(typing_context: Any) -> Any:
+    """Wait until what was stored past the cache can be read by other threads: such stores are not ordered."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
 def _store_past_cache(builder: Any, value: Any, pointer: Any) -> None:
     store = builder.store(value, pointer, align=64)
     store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
@@ -179,6 +190,7 @@ def hash_tokens(ids, dead, history, start, stop, constants, n_columns, form, row
             stream[place] = -1 if dead.size and dead[position] else np.int64(ids[position])
         _fill_windows(stream, n, constants.fill, windows)
         _hash_block(windows, n, first, constants, n_columns, form, mixes, doubles, rows, keys)
+    _fence()
 
 
 @njit(cache=True, nogil=True)

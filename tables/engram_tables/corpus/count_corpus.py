@@ -1,4 +1,4 @@
-"""From paths to a counts directory in one call: read, tokenise, fold, count, write."""
+"""From paths to a counts directory: a plan, made before a document is read, and its execution."""
 
 from __future__ import annotations
 
@@ -119,30 +119,3 @@ def run_count(
             force=force,
         )
     return CountedCorpus(corpus=corpus, stream=stream, counts=counts, manifest=manifest)
-
-
-def count_corpus(
-    paths: Sequence[str | Path],
-    *,
-    vocabulary: Vocabulary,
-    orders: Sequence[int],
-    output: Path,
-    glob: str = "*",
-    exclude: Sequence[str] = (),
-    decode_errors: DecodeErrors | str = DecodeErrors.STRICT,
-    threads: int | None = None,
-    force: bool = False,
-    stage: Stage = _unwatched,
-) -> CountedCorpus:
-    """Count the n-grams of the files that `paths` name and write them to `output`: `plan_count`, then `run_count`."""
-    plan = plan_count(
-        paths,
-        vocabulary=vocabulary,
-        orders=orders,
-        output=output,
-        glob=glob,
-        exclude=exclude,
-        decode_errors=decode_errors,
-        force=force,
-    )
-    return run_count(plan, threads=threads, force=force, stage=stage)
