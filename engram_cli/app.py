@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from engram_cli.commands import bench_offload, build_table, build_vocab, count, hash, inspect, spec, verify
-from engram_cli.console import guarded, interrupt_on_sigterm, set_verbosity
+from engram_cli.console import guarded, set_verbosity
 
 app = typer.Typer(
     name="engram",
@@ -53,9 +53,3 @@ def configure(
 ) -> None:
     """Set what holds for every command."""
     set_verbosity(quiet=quiet, verbose=verbose)
-
-
-def main() -> None:
-    """Entry point of the `engram` script."""
-    interrupt_on_sigterm()
-    app()

@@ -6,7 +6,6 @@ import errno
 import functools
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -49,17 +48,12 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
-            sys.stdout.flush()
         except errors.TableError as error:
             _stop(error, Exit.TABLE_UNUSABLE)
         except (errors.CapacityError, errors.BackendUnavailable) as error:
             _stop(error, Exit.MACHINE_CANNOT)
         except errors.EngramError as error:
             _stop(error, Exit.INPUT_UNUSABLE)
-        except BrokenPipeError:
-            # The reader of our stdout has gone (`| head`): not an error, and nothing more can be said there.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(Exit.DONE) from None
         except OSError as error:
             _stop(error, Exit.MACHINE_CANNOT if error.errno in _NO_SPACE else Exit.INPUT_UNUSABLE)
         except MemoryError as error:
@@ -67,17 +61,10 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt:
             print("interrupted: temporary files are removed", file=sys.stderr)
             raise typer.Exit(Exit.INTERRUPTED) from None
+        finally:
+            _to_stdout(None)
 
     return run
-
-
-def interrupt_on_sigterm() -> None:
-    """Let `kill` clean up as Ctrl-C does."""
-
-    def interrupt(_signum: int, _frame: object) -> NoReturn:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
 
 
 def _stop(error: BaseException, code: Exit) -> NoReturn:
@@ -99,7 +86,8 @@ def check_found(message: str) -> NoReturn:
 
 def emit(record: dict[str, Any]) -> None:
     """One JSON object on one line of stdout."""
-    print(json.dumps(record, ensure_ascii=False, allow_nan=False), flush=True)
+    _to_stdout(json.dumps(record, allow_nan=False))
+    _to_stdout(None)
 
 
 def say(text: str = "") -> None:
@@ -115,8 +103,25 @@ def detail(text: str) -> None:
 
 
 def show(text: str = "") -> None:
-    """A line of the human form of a command's result, on stdout."""
-    print(text)
+    """A line of the human form of a command's result, on stdout; control characters as escapes."""
+    _to_stdout(_printable(text))
+
+
+def _printable(text: str) -> str:
+    """`text` without what would move a terminal's cursor or change its colours."""
+    return "".join(c if c.isprintable() or c == " " else c.encode("unicode_escape").decode() for c in text)
+
+
+def _to_stdout(line: str | None) -> None:
+    """Print a line, or flush for None; once a reader has gone (`| head`), nothing more can be said there."""
+    try:
+        if line is None:
+            sys.stdout.flush()
+        else:
+            print(line)
+    except BrokenPipeError:
+        # Not an error, and no reason to leave the work or a check's exit code behind.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, left: int = 1) -> None:
@@ -130,10 +135,14 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[objec
     for position, column in enumerate(columns):
         table.add_column(column, justify="left" if position < left else "right", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
+        table.add_row(*(Text(_printable(str(cell))) for cell in row))
     # A pipe gets the whole width: a cell that wraps there could not be read by a program.
-    console = Console() if sys.stdout.isatty() else Console(width=max(200, _width(columns, rows)))
-    console.print(table)
+    width = None if sys.stdout.isatty() else max(200, _width(columns, rows))
+    console = Console(width=width)
+    with console.capture() as captured:
+        console.print(table)
+    for line in captured.get().splitlines():
+        _to_stdout(line.rstrip())
 
 
 def _width(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> int:

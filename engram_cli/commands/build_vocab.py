@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from engram_cli.console import check_found, emit, say, show, show_table
 from engram_cli.options import Force, JsonFlag
+
+if TYPE_CHECKING:
+    from engram_tables.address.vocabulary import Vocabulary
 
 
 def build_vocab(
@@ -54,6 +57,10 @@ def build_vocab(
     if output is not None:
         refuse_existing(output, force=force)
     vocabulary = build_vocabulary(tokenizer, rule=rule)
+    wrong = _contradiction(vocabulary, expect_size, expect_sha256)
+    if output is not None and wrong is None:
+        vocabulary.save(output, force=force)
+        say(f"wrote {output}, {output.stat().st_size:,} bytes")
     largest = vocabulary.largest_groups(groups)
     if json:
         members = [{"canonical_id": g.canonical_id, "form": g.form, "token_ids": g.token_ids} for g in largest]
@@ -83,18 +90,15 @@ def build_vocab(
                 for g in largest
             ]
             show_table("Largest merged groups", ("form", "canonical id", "tokens", "some of them"), rows)
+    if wrong is not None:
+        check_found(f"{tokenizer}: {wrong}; nothing is written")
+
+
+def _contradiction(vocabulary: Vocabulary, expect_size: int | None, expect_sha256: str | None) -> str | None:
+    """What differs from what was expected."""
     if expect_size is not None and vocabulary.n_classes != expect_size:
-        check_found(
-            f"{tokenizer}: {vocabulary.n_classes:,} canonical ids, expected {expect_size:,}; nothing is written"
-        )
-    if expect_sha256 is not None and expect_sha256.lower() not in (
-        vocabulary.map_sha256,
-        vocabulary.map_sha256_i64,
-    ):
-        check_found(
-            f"{tokenizer}: map of SHA-256 {vocabulary.map_sha256} (int32) and {vocabulary.map_sha256_i64} (int64), "
-            f"expected {expect_sha256}; nothing is written"
-        )
-    if output is not None:
-        vocabulary.save(output, force=force)
-        say(f"wrote {output}, {output.stat().st_size:,} bytes")
+        return f"{vocabulary.n_classes:,} canonical ids, expected {expect_size:,}"
+    digests = (vocabulary.map_sha256, vocabulary.map_sha256_i64)
+    if expect_sha256 is not None and expect_sha256.lower() not in digests:
+        return f"map of SHA-256 {digests[0]} (int32) and {digests[1]} (int64), expected {expect_sha256}"
+    return None

@@ -84,7 +84,9 @@ def hash_ids(
         import numpy as np
 
         with new_file(output, force=force) as out:
-            np.save(out, hashed.addresses.rows)
+            # Not np.save: it writes past the file object, and a full disk then has no error number.
+            np.lib.format.write_array_header_1_0(out, np.lib.format.header_data_from_array_1_0(hashed.addresses.rows))
+            out.write(hashed.addresses.rows.reshape(-1).view(np.uint8).data)
         say(f"wrote {output}: int64 {hashed.addresses.rows.shape} (tokens, layers, columns)")
     elif json:
         for position in range(len(hashed.canonical_ids)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -60,7 +61,8 @@ def inspect_ngram(
     if json:
         for view in views:
             keys = {str(layer_id): str(key) for layer_id, key in view.keys.items()}
-            emit({"schema": "engram.inspect-ngram/1", **asdict(view), "keys": keys})
+            rows = [{**asdict(row), "norm": row.norm if isfinite(row.norm) else None} for row in view.rows]
+            emit({"schema": "engram.inspect-ngram/1", **asdict(view), "keys": keys, "rows": rows})
         return
     for view in views:
         _show_ngram(view)

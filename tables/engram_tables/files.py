@@ -23,13 +23,18 @@ _RENAME_EXCHANGE = 2
 def new_file(path: Path, *, force: bool = False) -> Iterator[BinaryIO]:
     """A binary file that takes the name `path` when the block ends without an exception."""
     refuse_existing(path, force=force)
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise InvalidInput(f"{path}: is no plain file, which alone is replaced; write under another name")
     temporary = _sibling(path)
     try:
-        with temporary.open("xb") as file:
+        with _noted(f"while writing {path}"), temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        if force:
+            temporary.replace(path)
+        else:
+            _rename_to_free_name(temporary, path)
         fsync_directory(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
@@ -50,8 +55,11 @@ def new_directory(path: Path, *, force: bool = False) -> Iterator[Path]:
         `force` is set and the filesystem cannot exchange two directories; nothing was changed.
     """
     refuse_existing(path, force=force)
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        raise InvalidInput(f"{path}: is no directory, which alone is replaced; write under another name")
     temporary = _sibling(path)
-    temporary.mkdir()
+    with _noted(f"while making {path}"):
+        temporary.mkdir()
     try:
         if path.exists():
             _check_exchange(temporary, path)
@@ -60,7 +68,7 @@ def new_directory(path: Path, *, force: bool = False) -> Iterator[Path]:
         if force and path.exists():
             _rename(temporary, path, _RENAME_EXCHANGE)
         else:
-            _rename(temporary, path, _RENAME_NOREPLACE)
+            _rename_to_free_name(temporary, path)
         fsync_directory(path.parent)
     finally:
         # After an exchange the temporary name holds the old directory.
@@ -69,6 +77,8 @@ def new_directory(path: Path, *, force: bool = False) -> Iterator[Path]:
 
 def refuse_existing(path: Path, *, force: bool) -> None:
     """Raise `InvalidInput` if `path` could not be written."""
+    if not path.name:
+        raise InvalidInput(f"{path}: is the place of other files, expected a name for a new one")
     if not path.parent.is_dir():
         raise InvalidInput(f"{path}: its directory {path.parent} does not exist; create it first")
     if not force and (path.exists() or path.is_symlink()):
@@ -85,7 +95,27 @@ def fsync_directory(path: Path) -> None:
 
 
 def _sibling(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    # The name is cut so that even the longest one leaves room for the rest.
+    return path.with_name(f".{path.name[:50]}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+
+
+@contextmanager
+def _noted(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        error.add_note(what)
+        raise
+
+
+def _rename_to_free_name(source: Path, target: Path) -> None:
+    """Rename, but never over something that has appeared in the meantime."""
+    try:
+        _rename(source, target, _RENAME_NOREPLACE)
+    except FileExistsError:
+        raise InvalidInput(
+            f"{target}: another process made it in the meantime; choose another name, or give --force"
+        ) from None
 
 
 def _check_exchange(directory: Path, target: Path) -> None:
@@ -114,7 +144,9 @@ def _rename(source: Path, target: Path, flags: int) -> None:
     else:
         code = errno.ENOSYS
     if flags == _RENAME_NOREPLACE and code in (errno.ENOSYS, errno.EINVAL):
-        # No such system call here: a directory never replaces one that holds files, so the risk is an empty one.
+        # No such system call here: look first. What appears between the two steps is not seen.
+        if target.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
         source.rename(target)
         return
     raise OSError(code, os.strerror(code), str(source), None, str(target))

@@ -22,6 +22,7 @@ _SUFFIX_BYTES = {
 }  # fmt: skip
 _INTEGERS = re.compile(r"\s*(-?\d+)(?:-(\d+))?\s*")
 _LONGEST_RANGE = 10_000_000
+_LONGEST_INTEGER = 18
 _BYTES = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
 
 
@@ -69,6 +70,8 @@ def parse_integers(text: str) -> list[int]:
         match = _INTEGERS.fullmatch(part)
         if match is None:
             raise InvalidInput(f"list {text!r}: found {part!r}, expected integers and ranges such as 3,7-9")
+        if max(len(match[1]), len(match[2] or "")) > _LONGEST_INTEGER:
+            raise InvalidInput(f"list {text[:40]!r}: found a number of {len(match[1])} digits, expected less than 2^63")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first or last - first >= _LONGEST_RANGE:
             raise InvalidInput(f"list {text!r}: range {part!r} runs backwards or past {_LONGEST_RANGE:,} numbers")

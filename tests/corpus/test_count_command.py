@@ -21,6 +21,7 @@ from engram_tables.address.vocabulary import build_vocabulary, load_vocabulary
 from engram_tables.corpus.count_corpus import plan_count, run_count
 from engram_tables.corpus.counts_store import open_counts
 from engram_tables.corpus.reference import count_ngrams_reference
+from engram_tables.errors import InvalidInput
 
 APP = typer.Typer()
 APP.command()(guarded(count))
@@ -169,3 +170,100 @@ def _open_files(pid: int) -> list[bytes]:
         except OSError:
             continue
     return found
+
+
+def kept(directory: str) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(Path(directory).rglob("*")) if path.is_file()}
+
+
+@pytest.mark.usefixtures("place")
+def test_force_replaces_counts_and_empty_directories_only() -> None:
+    Path("empty").mkdir()
+    Path("home/deep").mkdir(parents=True)
+    Path("home/deep/thesis").write_text("years of work")
+    Path("home/counts.json").write_text('{"schema": "other"}')
+    Path("table").mkdir()
+    Path("table/counts.json").write_text("no JSON")
+    Path("file").write_text("x")
+    Path("link").symlink_to("empty")
+    for target in ("home/deep", "home", "table", "file", "link"):
+        before = kept(".")
+        for dry in ([], ["--dry-run"]):
+            code, out, err = run("text", "-o", target, "--force", *dry)
+            assert (code, out) == (3, ""), target
+            assert f"{target}: found" in err
+            assert "expected" in err
+        assert kept(".") == before
+    assert run("text", "-o", "empty", "--force")[0] == 0
+    assert run("text", "-o", "empty", "--force", "--orders", "1")[0] == 0
+    with open_counts("empty") as counts:
+        assert counts.orders == (1,)
+
+
+@pytest.mark.usefixtures("place")
+def test_what_became_of_the_output_while_counting_is_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    vocabulary = load_vocabulary("vocab.parquet")
+    plan = plan_count(["text"], vocabulary=vocabulary, orders=(2,), output=Path("counts"), force=True)
+    Path("counts").mkdir()
+    Path("counts/thesis").write_text("years of work")
+    with pytest.raises(InvalidInput, match="counts: found"):
+        run_count(plan, force=True)
+    assert kept("counts") == {"counts/thesis": b"years of work"}
+
+
+@pytest.mark.parametrize("force", [[], ["--force"]])
+@pytest.mark.usefixtures("place")
+def test_an_output_that_overlaps_what_is_read_is_refused(force: list[str]) -> None:
+    Path("old").mkdir()
+    run("text", "-o", "old/counts", "--orders", "1")
+    Path("old/counts/vocab.parquet").write_bytes(Path("vocab.parquet").read_bytes())
+    Path("old/counts/more.txt").write_text("abc")
+    Path("way").symlink_to("text")
+    before = kept(".")
+    for arguments in (
+        ["text", "-o", "text"],
+        ["text", "-o", "way/../text/"],
+        ["text", "-o", "way/new"],
+        ["way", "-o", "text/new"],
+        [".", "-o", "new"],
+        ["text/a.txt", "-o", "text"],
+        ["text", "old/counts/more.txt", "-o", "old/counts"],
+        ["text", "--vocab", "old/counts/vocab.parquet", "-o", "old/counts"],
+    ):
+        code, out, err = run(*arguments, *force)
+        assert (code, out) == (3, ""), arguments
+        assert "Traceback" not in err
+    assert kept(".") == before
+    assert run("text/a.txt", "-o", "text/new", "--orders", "1", *force)[0] == 0
+
+
+@pytest.mark.parametrize("output", [".", "/", "..", "./", "text/..", "text/deep/.."])
+@pytest.mark.parametrize("force", [[], ["--force"]])
+def test_an_output_without_a_name_is_refused(place: Path, output: str, force: list[str]) -> None:
+    (place / "text" / "deep").mkdir()
+    code, out, err = run("vocab.parquet", "-o", output, *force)
+    assert (code, out) == (3, "")
+    assert "a name" in err
+    if output.startswith("."):
+        empty = place / "empty"
+        empty.mkdir()
+        os.chdir(empty)
+        code, out, err = run("../text/a.txt", "--vocab", "../vocab.parquet", "-o", ".", *force)
+        assert (code, out) == (3, "")
+        assert "a name" in err
+
+
+@pytest.mark.usefixtures("place")
+def test_errors_of_the_system_say_what_was_being_done() -> None:
+    resource = pytest.importorskip("resource")
+    Path("noise").write_bytes(bytes(97 + at * at % 25 for at in range(9000)))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = sorted(Path().iterdir())
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, limits[1]))
+    try:
+        code, out, err = run("noise", "-o", "counts")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (code, out) == (5, ""), err
+    assert "while writing the counts counts" in err
+    assert sorted(Path().iterdir()) == before

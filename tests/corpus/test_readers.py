@@ -156,3 +156,24 @@ def test_excluded_names_are_left_out_with_all_they_hold(tmp_path: Path) -> None:
     assert corpus.skipped == {Skipped.EXCLUDED: 3}
     with pytest.raises(InvalidInput, match="without /"):
         find_documents([tmp_path], exclude=("a/b",))
+
+
+def test_a_closed_standard_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = find_documents(["-"])
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(InvalidInput, match="standard input: found it closed"):
+        find_documents(["-"])
+    with pytest.raises(InvalidInput, match="standard input: found it closed"):
+        list(opened.documents())
+
+
+@pytest.mark.parametrize("name", ["scandir", "read"])
+def test_errors_of_the_system_name_the_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def fail(*_: object) -> None:
+        raise PermissionError(13, "made to fail")
+
+    write(tmp_path, "a.txt")
+    monkeypatch.setattr(os, "scandir", fail) if name == "scandir" else monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(PermissionError) as caught:
+        list(find_documents([tmp_path]).documents())
+    assert "corpus" in " ".join(caught.value.__notes__)

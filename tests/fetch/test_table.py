@@ -22,6 +22,7 @@ from engram_tables.fetch.kernels import Placement, first_outside, gather_kernel,
 from engram_tables.fetch.leases import Leases
 from engram_tables.fetch.reference import read_rows
 from engram_tables.fetch.table import ENGINE_NAMES
+from engram_tables.storage.codecs import get_codec
 
 SHM = Path("/dev/shm")
 
@@ -301,3 +302,76 @@ def test_division_by_a_reciprocal_is_exact() -> None:
 def test_kernels_are_kept_by_record_size() -> None:
     assert gather_kernel(264) is gather_kernel(264)
     assert gather_kernel(264) is not gather_kernel(160)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_engines_that_outlive_their_table_refuse(name: str, tmp_path: Path) -> None:
+    table = make_table(tmp_path, n_rows=(1000,))
+    engine = table.engine(name)
+    batch = table.places.check(np.arange(3), n_columns=3, first_layer=0, n_layers=1)
+    out = np.full((3, 264), 7, np.uint8)
+    engine.read(batch, out, 1)
+    table.close()
+    # Whatever is opened next gets the descriptors that have become free.
+    decoy = tmp_path / "decoy"
+    decoy.write_bytes(bytes(300_000))
+    others = [os.open(decoy, os.O_RDONLY) for _ in range(4)]
+    out[:] = 7
+    with pytest.raises(InvalidInput, match="closed already"):
+        engine.read(batch, out, 1)
+    with pytest.raises(InvalidInput, match="closed already"):
+        table.engine(name)
+    with pytest.raises(InvalidInput, match="closed already"):
+        table.fetch_rows(1, [], engine=name)
+    if isinstance(engine, GatherEngine):
+        with pytest.raises(InvalidInput, match="closed already"):
+            engine.resident_share(batch, 3)
+        with pytest.raises(InvalidInput, match="closed already"):
+            engine.views()
+    assert (out == 7).all()
+    for fd in others:
+        os.close(fd)
+
+
+def test_a_table_is_closed_after_the_reads_of_its_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = make_table(tmp_path)
+    inside, may_leave, events = threading.Event(), threading.Event(), []
+    real = GatherEngine._read
+
+    def slowly(self: GatherEngine, *arguments: Any) -> None:
+        inside.set()
+        may_leave.wait(10)
+        real(self, *arguments)
+        events.append("read")
+
+    monkeypatch.setattr(GatherEngine, "_read", slowly)
+    reader = threading.Thread(target=lambda: table.fetch_rows(1, [1], engine="gather"))
+    reader.start()
+    inside.wait(10)
+    closer = threading.Thread(target=lambda: (table.close(), events.append("closed")))
+    closer.start()
+    time.sleep(0.05)
+    assert events == []
+    may_leave.set()
+    reader.join()
+    closer.join()
+    assert events == ["read", "closed"]
+
+
+def test_the_copy_in_memory_refuses_once_closed(tmp_path: Path) -> None:
+    with make_table(tmp_path) as table:
+        memory = MemoryEngine(table.stored, table.places)
+        batch = table.places.check(np.arange(3), n_columns=3, first_layer=0, n_layers=1)
+        memory.close()
+        memory.close()
+        with pytest.raises(InvalidInput, match="closed already"):
+            memory.read(batch, np.empty((3, 264), np.uint8), None)
+
+
+def test_records_of_another_length_are_not_decoded(tmp_path: Path) -> None:
+    with make_table(tmp_path, row_bytes=33) as table:
+        table.stored.codec = get_codec("fp8-e4m3-e8m0")  # type: ignore[misc]
+        assert table.decode(table.fetch_rows(1, [0, 1])).shape == (2, 32)
+        for shape in ((2, 66), (), (33, 1), (2, 0)):
+            with pytest.raises(InvalidInput, match=r"records: found uint8 .*expected uint8 \(\.\.\., 33\)"):
+                table.decode(np.zeros(shape, np.uint8))

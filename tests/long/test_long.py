@@ -25,7 +25,7 @@ from engram_tables.storage.verify import verify_table
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-ENGRAM = [sys.executable, "-c", "from engram_cli.app import main; main()"]
+ENGRAM = [sys.executable, "-c", "from engram_cli.main import main; main()"]
 
 
 @pytest.mark.parametrize("layer_id", [1, 14])

@@ -284,7 +284,9 @@ def test_the_command(tmp_path: Path, quick: BenchPlan, monkeypatch: pytest.Monke
     assert "a bound, not real text" in ran.stdout
     assert "rows/s" in ran.stdout
     for wrong in (
-        ["--from", "tape"], ["--rows-per-batch", "4,x"], ["--record", str(tmp_path / "record.json")],
+        ["--from", "tape"], ["--rows-per-batch", "4,x"], ["--rows-per-batch", "²"],
+        ["--rows-per-batch", "٣"], ["--rows-per-batch", ""], ["--rows-per-batch", "9" * 5000],
+        ["--rows-per-batch", "9" * 400], ["--record", str(tmp_path / "record.json")],
         ["--corpus", str(tmp_path / "nothing")],
     ):  # fmt: skip
         assert CliRunner().invoke(app, [*quickly, *wrong]).exit_code == 3

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from small_tables import names_in, small_spec, small_table
 
-ENGRAM = [sys.executable, "-c", "from engram_cli.app import main; main()"]
+ENGRAM = [sys.executable, "-c", "from engram_cli.main import main; main()"]
 
 
 def spec_file(path: Path, n_rows: int, row_width: int = 256) -> Path:

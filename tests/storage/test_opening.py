@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,10 @@ def set_shard(key: str, value: object, idx: int = 0) -> Callable[[dict[str, Any]
     return lambda body: body["shards"][idx].update({key: value})
 
 
+def set_init(key: str, value: object) -> Callable[[dict[str, Any]], None]:
+    return lambda body: body["init"].update({key: value})
+
+
 @pytest.mark.parametrize(
     ("change", "kind"),
     [
@@ -202,6 +207,23 @@ def set_shard(key: str, value: object, idx: int = 0) -> Callable[[dict[str, Any]
         (lambda body: body.update(spec={}), CorruptTable),
         (lambda body: body["spec"]["addressing"].update(fill_id=3), CorruptTable),
         (lambda body: body.update(init=[]), CorruptTable),
+        (lambda body: body.update(init={}), CorruptTable),
+        (lambda body: body.update(init={"kind": "uniform"}), UnsupportedTable),
+        (lambda body: body.update(init={"kind": ["zeros"]}), UnsupportedTable),
+        (lambda body: body.update(init={"kind": "zeros", "seed": 1}), UnsupportedTable),
+        (set_init("seed", "abc"), CorruptTable),
+        (set_init("seed", "-1"), CorruptTable),
+        (set_init("seed", "٣"), CorruptTable),
+        (set_init("seed", str(2**64)), CorruptTable),
+        (set_init("seed", "5"), UnsupportedTable),
+        (set_init("seed", True), CorruptTable),
+        (set_init("std", "abc"), CorruptTable),
+        (set_init("std", "nan"), CorruptTable),
+        (set_init("std", "-1.0"), CorruptTable),
+        (set_init("std", "1_0.0"), CorruptTable),
+        (set_init("std", 1), CorruptTable),
+        (set_init("std", ["1.0"]), CorruptTable),
+        (set_init("more", 1), UnsupportedTable),
         (lambda body: body.update(vocabulary={}), CorruptTable),
     ],
 )
@@ -211,6 +233,43 @@ def test_manifests_that_contradict_themselves(
     rewrite(table, change)
     with pytest.raises(kind):
         StoredTable(table)
+
+
+NONSENSE = ("abc", "٣", "1" * 40, -1, 2**70, True, None, [], {}, [[]], {"kind": 1}, "\0", "\ud800")
+
+
+def leaves(value: Any, *path: Any) -> Iterator[tuple[Any, ...]]:
+    if path:
+        yield path
+    if isinstance(value, dict | list):
+        for key in value if isinstance(value, dict) else range(min(len(value), 2)):
+            yield from leaves(value[key], *path, key)
+
+
+def test_nonsense_in_any_place_of_the_manifest_is_the_tables_fault(table: Path) -> None:
+    body = json.loads((table / "engram.json").read_text())
+    del body["manifest_sha256"]
+    text = json.dumps(body)
+    places = list(leaves(body))
+    assert ("init", "seed") in places
+    for place in places:
+        for nonsense in NONSENSE:
+            changed = json.loads(text)
+            inner = changed
+            for key in place[:-1]:
+                inner = inner[key]
+            inner[place[-1]] = nonsense
+            changed["manifest_sha256"] = hashlib.sha256(canonical_json(changed)).hexdigest()
+            # Free text and digests may say anything of their form: then it is the old table in other words.
+            with contextlib.suppress(TableError):
+                Manifest.from_bytes(canonical_json(changed), path="t")
+
+
+def test_a_manifest_nested_too_deeply_is_refused(table: Path) -> None:
+    for depth in (200, 900, 5000, 100_000):
+        (table / "engram.json").write_text('{"schema":"engram.table/1","spec":' + "[" * depth + "]" * depth + "}")
+        with pytest.raises(TableError):
+            StoredTable(table)
 
 
 def test_rewriting_nothing_opens(table: Path) -> None:
@@ -294,3 +353,64 @@ def test_opening_follows_an_exchange(table: Path, tmp_path: Path, monkeypatch: p
     with StoredTable(table) as opened:
         assert len(opened.shards) == 2
     assert len(calls) == 2
+
+
+@pytest.fixture
+def table_with_vocabulary(tmp_path: Path, vocabulary_file: Path) -> Path:
+    from engram_tables.address.vocabulary import load_vocabulary
+
+    spec = small_spec()
+    object.__setattr__(spec, "canonical_size", load_vocabulary(vocabulary_file).canonical_size)
+    return small_table(tmp_path / "v", spec, vocabulary_file=vocabulary_file)
+
+
+def test_the_vocabulary_is_the_one_that_was_opened(table_with_vocabulary: Path, table: Path) -> None:
+    path = table_with_vocabulary
+    with StoredTable(path) as opened:
+        digest = opened.vocabulary().map_sha256  # type: ignore[union-attr]
+        shutil.rmtree(path)
+        table.rename(path)
+        (path / "vocab.parquet").write_bytes(b"another file")
+        for _ in range(2):
+            own = opened.vocabulary()
+            assert own is not None
+            assert own.map_sha256 == digest
+
+
+def test_a_vocabulary_changed_in_place_after_opening_is_refused(table_with_vocabulary: Path) -> None:
+    with StoredTable(table_with_vocabulary) as opened:
+        with (table_with_vocabulary / "vocab.parquet").open("r+b") as file:
+            file.seek(100)
+            file.write(b"????")
+        with pytest.raises(CorruptTable, match=r"vocab\.parquet: hashes to"):
+            opened.vocabulary()
+
+
+def test_what_is_no_vocabulary_is_the_tables_fault(table_with_vocabulary: Path) -> None:
+    data = b"no Parquet"
+    (table_with_vocabulary / "vocab.parquet").write_bytes(data)
+    rewrite(
+        table_with_vocabulary,
+        lambda body: body["vocabulary"].update(sha256=hashlib.sha256(data).hexdigest(), file_bytes=len(data)),
+    )
+    with StoredTable(table_with_vocabulary) as opened, pytest.raises(CorruptTable, match=r"vocab\.parquet"):
+        opened.vocabulary()
+
+
+def test_a_closed_table_opens_nothing_more(table_with_vocabulary: Path) -> None:
+    opened = StoredTable(table_with_vocabulary)
+    opened.close()
+    opened.close()
+    for use in (opened.vocabulary, lambda: opened.mapping(0)):
+        with pytest.raises(InvalidInput, match="closed already"):
+            use()
+
+
+def test_errors_of_the_system_say_what_was_being_done(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> int:
+        raise PermissionError(13, "made to fail")
+
+    monkeypatch.setattr(os, "open", fail)
+    with pytest.raises(PermissionError) as caught:
+        StoredTable(table)
+    assert caught.value.__notes__ == [f"while opening the table {table}"]

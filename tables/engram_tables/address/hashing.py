@@ -7,6 +7,7 @@ from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -124,8 +125,9 @@ def _read_text(file: Path) -> str:
 
 def _load_ids(file: Path) -> npt.NDArray[np.int64]:
     try:
-        ids = np.load(file, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        # Mapped, so that a header cannot ask for more memory than the file has bytes.
+        ids = np.load(file, allow_pickle=False, mmap_mode="r")
+    except (ValueError, EOFError, BadZipFile) as error:
         raise InvalidInput(f"{file}: not a whole .npy of integers ({error})") from None
     if not isinstance(ids, np.ndarray) or ids.ndim != 1 or ids.dtype.kind not in "iu":
         found = f"{ids.dtype} {ids.shape}" if isinstance(ids, np.ndarray) else "an archive"
@@ -225,7 +227,7 @@ def _tokens(
         raise InvalidInput(f"canonical ids: found shape {ids.shape}, expected (tokens,)")
     mask = None
     if dead is not None:
-        mask = np.ascontiguousarray(dead)
+        mask = np.ascontiguousarray(dead, dtype=np.bool_ if ids.size == 0 else None)
         if mask.dtype != np.bool_ or mask.shape != ids.shape:
             raise InvalidInput(f"dead: found {mask.dtype} {mask.shape}, expected bool {ids.shape}, one a token")
     _check_ids(spec, ids, mask)

@@ -61,14 +61,18 @@ class DeepSeekRecipe:
     vocab_sha256: str | None = None
 
     def __post_init__(self) -> None:
-        for found, least, what in (
-            (self.heads, 1, "heads"),
-            (self.n_layers, 1, "layers"),
-            (self.canonical_size, 1, "canonical_size"),
-            (min(self.bases, default=0), 2, "rows a head"),
+        for found, least, most, what in (
+            (self.heads, 1, 2**12, "heads"),
+            (self.n_layers, 1, 2**12, "layers"),
+            (self.canonical_size, 1, 2**30, "canonical_size"),
+            (len(self.orders), 1, 16, "number of orders"),
+            (max(self.orders, default=0), 1, 16, "largest order"),
+            (self.heads * self.n_layers * len(self.orders), 1, 2**16, "columns of all layers"),
+            (min(self.bases, default=0), 2, 2**40, "rows a head"),
+            (max(self.bases, default=0), 2, 2**40, "rows a head"),
         ):
-            if found < least:
-                raise InvalidInput(f"{self.name}: {what} is {found}, expected {least} or more")
+            if not least <= found <= most:
+                raise InvalidInput(f"{self.name}: {what} is {found}, expected {least} to {most}")
         if len(self.bases) != len(self.orders):
             raise InvalidInput(f"{self.name}: {len(self.bases)} base sizes, expected {len(self.orders)}, one an order")
 
@@ -250,7 +254,10 @@ def _recipe_from_config(data: Any, where: str, vocabulary: Vocabulary | None) ->
         raise InvalidInput(f"{where}: no key {' or '.join(names)}, expected an integer")
 
     layer_ids = _config_integers(section, "engram_layer_ids", where) or []
-    orders = tuple(range(2, integer("engram_max_ngram_size") + 1))
+    max_order = integer("engram_max_ngram_size")
+    if not 2 <= max_order <= 16:
+        raise InvalidInput(f"{where}: engram_max_ngram_size is {max_order}, expected 2 to 16")
+    orders = tuple(range(2, max_order + 1))
     canonical_size = integer("engram_compressed_vocab_size")
     pad_token = integer("engram_pad_token_id", "engram_pad_id")
     return DeepSeekRecipe(
@@ -335,6 +342,17 @@ def gguf_key_values(
     Integers past 2^53 and all u64 values are decimal strings, since many writers read JSON numbers as doubles. The
     token map is given with a vocabulary alone.
     """
+    for found, expected in (
+        (f"orders {spec.orders}", spec.orders == tuple(range(2, spec.max_order + 1)) or "2 up to the largest"),
+        (f"heads {spec.heads}", len(set(spec.heads)) == 1 or "as many for each order"),
+        (f"row width {spec.row_width}", spec.row_width is not None or "a number"),
+        (f"{max(layer.n_rows for layer in spec.layers):,} rows",
+         all(layer.n_rows < 2**32 for layer in spec.layers) or "less than 2^32 a layer"),
+    ):  # fmt: skip
+        if expected is not True:
+            raise InvalidInput(
+                f"spec {spec.name}: found {found}, expected {expected}: GGUF has no key for it; use JSON"
+            )
     prefix = f"{arch}.engram"
     flat = [[modulus for heads in layer.moduli for modulus in heads] for layer in spec.layers]
     multipliers = [str(multiplier) for layer in spec.layers for multiplier in layer.multipliers]
@@ -344,8 +362,10 @@ def gguf_key_values(
     def typed(**entries: tuple[str, Any]) -> dict[str, Any]:
         return {f"{prefix}.{key}": {"type": kind, "value": value} for key, (kind, value) in entries.items()}
 
+    # The encoding is the only one published, and belongs to rows of 256 values.
+    encoding = {"encoding": ("string", "e4m3_e8m0_32_row264")} if spec.row_width == 256 else {}
     ds4 = typed(
-        encoding=("string", "e4m3_e8m0_32_row264"),
+        **encoding,
         layer_ids=("u32[]", list(spec.layer_ids)),
         rows=("u32[]", [layer.n_rows for layer in spec.layers]),
         compressed_vocab_size=("u32", spec.canonical_size),

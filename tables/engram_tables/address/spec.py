@@ -15,6 +15,7 @@ from functools import cached_property
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from zipfile import BadZipFile
 
 from engram_tables.errors import InvalidInput, SpecMismatch
 from engram_tables.units import canonical_json, int_from_json, json_int
@@ -352,9 +353,9 @@ def read_spec(path: Path) -> AddressSpec:
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 return AddressSpec.from_arrays(dict(arrays), where=str(path))
-        except (ValueError, EOFError, KeyError) as error:
-            if isinstance(error, InvalidInput):
-                raise
+        except InvalidInput:
+            raise
+        except (ValueError, TypeError, EOFError, KeyError, BadZipFile) as error:
             raise InvalidInput(f"{path}: not a whole .npz file ({error}); export the spec anew") from None
     return AddressSpec.from_json(read_json(path), where=str(path))
 
@@ -363,8 +364,8 @@ def read_json(path: Path) -> Any:
     """The value of a JSON file; InvalidInput with line and column if it is none."""
     try:
         return json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidInput(f"{path}: not JSON ({error})") from None
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"{path}: not JSON that can be read ({error})") from None
 
 
 def _addressing_from_json(data: Any, where: str) -> dict[str, Any]:

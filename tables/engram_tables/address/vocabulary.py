@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +21,14 @@ import numpy.typing as npt
 from engram_tables.address.folding import dense_ids, fold_keys, minimum_ids
 from engram_tables.errors import BackendUnavailable, InvalidInput
 from engram_tables.files import new_file
+from engram_tables.units import canonical_json
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from tokenizers import Tokenizer
 
 _SCHEMA = "engram.vocabulary/1"
+_MAX_TOKENIZER_BYTES = 1 << 30
 _HEADER_KEY = b"engram.vocabulary"
 _TOKENIZER_KEY = b"engram.tokenizer.json.zst.base64"
 
@@ -153,6 +156,12 @@ class Vocabulary:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, no special token added."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidInput(
+                f"text: character {error.start} is no Unicode character; was it decoded as UTF-8?"
+            ) from None
         ids: list[int] = self.tokenizer().encode(text, add_special_tokens=False).ids
         return ids
 
@@ -195,30 +204,24 @@ class Vocabulary:
         text = self.text(token_id)
         return self.tokens[token_id] if REPLACEMENT in text else normaliser().normalize_str(text) or text
 
-    def save(self, path: Path, *, force: bool = False) -> None:
+    def save(self, path: str | Path, *, force: bool = False) -> None:
         """Write the vocabulary file: same vocabulary, same bytes."""
         import pyarrow as pa
         import pyarrow.parquet as pq
         import zstandard
 
-        columns = {
-            "token_id": pa.array(np.arange(self.token_count, dtype=np.uint32)),
-            "token": pa.array(self.tokens, type=pa.string()),
-            "canonical_id": pa.array(self.canonical_ids),
-        }
-        table = pa.table(columns)
+        token_ids = np.arange(self.token_count, dtype=np.uint32)
+        table = pa.table([token_ids, self.tokens, self.canonical_ids], schema=_columns())
         packed = base64.b64encode(zstandard.ZstdCompressor(level=12).compress(self.tokenizer_json))
         header = json.dumps(self.header(), sort_keys=True, ensure_ascii=True).encode()
-        with (
-            new_file(path, force=force) as file,
-            pq.ParquetWriter(file, table.schema, compression="zstd") as writer,
-        ):
+        options: dict[str, Any] = {"compression": "zstd", "store_schema": False, "write_page_checksum": True}
+        with new_file(Path(path), force=force) as file, pq.ParquetWriter(file, table.schema, **options) as writer:
             writer.write_table(table)
             writer.add_key_value_metadata({_HEADER_KEY: header, _TOKENIZER_KEY: packed})
 
     def header(self) -> dict[str, Any]:
         """What the vocabulary file says of itself: rule, sizes, digests and where the tokenizer came from."""
-        return {
+        header = {
             "schema": _SCHEMA,
             "rule": self.rule.value,
             "source": self.source,
@@ -227,8 +230,10 @@ class Vocabulary:
             "n_classes": self.n_classes,
             "map_sha256_le_i32": self.map_sha256,
             "map_sha256_le_i64": self.map_sha256_i64,
+            "tokens_sha256": hashlib.sha256(json.dumps(list(self.tokens)).encode()).hexdigest(),
             "tokenizer_sha256": self.tokenizer_sha256,
         }
+        return {**header, "header_sha256": hashlib.sha256(canonical_json(header)).hexdigest()}
 
 
 def build_vocabulary(tokenizer: str | Path, *, rule: Rule | str = Rule.DEEPSEEK) -> Vocabulary:
@@ -276,43 +281,75 @@ def load_vocabulary(path: str | Path) -> Vocabulary:
     ------
     InvalidInput
         The file is not a vocabulary, or its columns differ from the digests in its header.
+    OSError
+        The file cannot be read.
     """
+    try:
+        with Path(path).open("rb") as file:
+            return read_vocabulary(file, str(path))
+    except OSError as error:
+        error.add_note("while opening the vocabulary; `engram build-vocab` writes one")
+        raise
+
+
+def read_vocabulary(file: BinaryIO, where: str) -> Vocabulary:
+    """The same from an open file; `where` names it in errors."""
     import pyarrow as pa
+    import zstandard
+
+    damage = (pa.ArrowException, zstandard.ZstdError, ValueError, KeyError, TypeError, RecursionError)
+    try:
+        header, vocabulary = _parse_vocabulary(file)
+        found = vocabulary.header()
+    except damage as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InvalidInput(
+            f"{where}: not a whole vocabulary file ({reason}); write it with `engram build-vocab`"
+        ) from None
+    if header != found:
+        wrong = next(name for name in sorted({*header, *found}) if header.get(name) != found.get(name))
+        raise InvalidInput(
+            f"{where}: {wrong} is {found.get(wrong)!r}, its header says {header.get(wrong)!r}; build it anew"
+        )
+    return vocabulary
+
+
+def _parse_vocabulary(file: BinaryIO) -> tuple[dict[str, Any], Vocabulary]:
+    """Header and content; any of several exceptions if the file is damaged."""
     import pyarrow.parquet as pq
     import zstandard
 
-    path = Path(path)
-    try:
-        with path.open("rb") as file:
-            parquet = pq.ParquetFile(file)
-            metadata = parquet.metadata.metadata or {}
-            table = parquet.read(["token_id", "token", "canonical_id"])
-    except (pa.ArrowException, KeyError, ValueError) as error:
-        raise InvalidInput(
-            f"{path}: not a whole vocabulary file ({str(error).splitlines()[0]}); write it with `engram build-vocab`"
-        ) from None
+    parquet = pq.ParquetFile(file, page_checksum_verification=True)
+    metadata = parquet.metadata.metadata or {}
     if _HEADER_KEY not in metadata or _TOKENIZER_KEY not in metadata:
-        raise InvalidInput(f"{path}: a Parquet file without {_HEADER_KEY.decode()}; write it with `engram build-vocab`")
+        raise ValueError(f"a Parquet file without {_HEADER_KEY.decode()}")
     header = json.loads(metadata[_HEADER_KEY])
-    if header.get("schema") != _SCHEMA:
-        raise InvalidInput(f"{path}: found schema {header.get('schema')!r}, expected {_SCHEMA!r}; build it anew")
-    try:
-        tokenizer_json = zstandard.ZstdDecompressor().decompress(base64.b64decode(metadata[_TOKENIZER_KEY]))
-    except (zstandard.ZstdError, ValueError) as error:
-        raise InvalidInput(f"{path}: its tokenizer is damaged ({error}); build the vocabulary anew") from None
-    vocabulary = Vocabulary(
+    if not isinstance(header, dict) or header.get("schema") != _SCHEMA:
+        raise ValueError(f"expected schema {_SCHEMA!r}")
+    if not parquet.schema_arrow.equals(_columns()):
+        raise ValueError(f"expected the columns {_columns().to_string()}")
+    table = parquet.read()
+    if table.num_rows == 0 or any(column.null_count for column in table.columns):
+        raise ValueError("no token, or a null among them")
+    if not np.array_equal(table["token_id"].to_numpy(), np.arange(table.num_rows)):
+        raise ValueError("column token_id does not run 0, 1, 2, …")
+    packed = base64.b64decode(metadata[_TOKENIZER_KEY], validate=True)
+    if zstandard.get_frame_parameters(packed).content_size > _MAX_TOKENIZER_BYTES:
+        raise ValueError(f"a tokenizer of more than {_MAX_TOKENIZER_BYTES:,} bytes")
+    return header, Vocabulary(
         rule=Rule(header["rule"]),
         canonical_ids=table["canonical_id"].to_numpy(),
         tokens=table["token"].to_pylist(),
-        tokenizer_json=tokenizer_json,
-        source=header["source"],
+        tokenizer_json=zstandard.ZstdDecompressor().decompress(packed),
+        source=str(header["source"]),
     )
-    if not np.array_equal(table["token_id"].to_numpy(), np.arange(vocabulary.token_count)):
-        raise InvalidInput(f"{path}: column token_id does not run 0, 1, 2, …; build the vocabulary anew")
-    for name, found in vocabulary.header().items():
-        if header.get(name) != found:
-            raise InvalidInput(f"{path}: {name} is {found}, its header says {header.get(name)}; build it anew")
-    return vocabulary
+
+
+def _columns() -> pa.Schema:
+    """The columns of a vocabulary file."""
+    import pyarrow as pa
+
+    return pa.schema([("token_id", pa.uint32()), ("token", pa.string()), ("canonical_id", pa.uint32())])
 
 
 def _find_tokenizer(tokenizer: str | Path) -> tuple[Path, str]:
@@ -352,7 +389,7 @@ def _parse_tokenizer(raw: bytes, where: str) -> Tokenizer:
 
     try:
         json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidInput(
             f"{where}: not JSON ({error}), expected a tokenizer.json of the tokenizers library; "
             "convert other formats (SentencePiece, tiktoken) to it first"
