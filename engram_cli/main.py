@@ -50,8 +50,8 @@ def _provide_kernel_cache() -> None:
     """Compiled kernels are kept beside the package or in the user's cache; where neither can be written, in a
     directory that ends with the process."""
     package = Path(__file__).resolve().parent.parent
-    homes = [package, Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())]
-    if "NUMBA_CACHE_DIR" in os.environ or any(_can_write(home) for home in homes):
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+    if "NUMBA_CACHE_DIR" in os.environ or os.access(package, os.W_OK) or _can_write(cache):
         return
     directory = tempfile.mkdtemp(prefix="engram-kernels-")
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
@@ -59,6 +59,9 @@ def _provide_kernel_cache() -> None:
 
 
 def _can_write(directory: Path) -> bool:
-    while not directory.exists() and directory != directory.parent:
-        directory = directory.parent
-    return os.access(directory, os.W_OK)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            return True
+    except OSError:
+        return False

@@ -7,7 +7,6 @@ from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -126,8 +125,8 @@ def _read_text(file: Path) -> str:
 def _load_ids(file: Path) -> npt.NDArray[np.int64]:
     try:
         # Mapped, so that a header cannot ask for more memory than the file has bytes.
-        ids = np.load(file, allow_pickle=False, mmap_mode="r")
-    except (ValueError, EOFError, BadZipFile) as error:
+        ids = np.lib.format.open_memmap(file, mode="r")
+    except (ValueError, EOFError) as error:
         raise InvalidInput(f"{file}: not a whole .npy of integers ({error})") from None
     if not isinstance(ids, np.ndarray) or ids.ndim != 1 or ids.dtype.kind not in "iu":
         found = f"{ids.dtype} {ids.shape}" if isinstance(ids, np.ndarray) else "an archive"

@@ -351,7 +351,7 @@ def read_spec(path: Path) -> AddressSpec:
         import numpy as np
 
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return AddressSpec.from_arrays(dict(arrays), where=str(path))
         except InvalidInput:
             raise

@@ -297,11 +297,14 @@ def read_vocabulary(file: BinaryIO, where: str) -> Vocabulary:
     import pyarrow as pa
     import zstandard
 
-    damage = (pa.ArrowException, zstandard.ZstdError, ValueError, KeyError, TypeError, RecursionError)
+    # Arrow reports damage as an OSError too, but without an error number.
+    damage = (pa.ArrowException, zstandard.ZstdError, ValueError, KeyError, TypeError, RecursionError, OSError)
     try:
         header, vocabulary = _parse_vocabulary(file)
         found = vocabulary.header()
     except damage as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InvalidInput(
             f"{where}: not a whole vocabulary file ({reason}); write it with `engram build-vocab`"
