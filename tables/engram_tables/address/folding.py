@@ -7,18 +7,37 @@ where nothing is left of it. `reference.py` holds the same rule in plain Python.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
     from tokenizers.normalizers import Normalizer
 
 REPLACEMENT = "\ufffd"
 _LONE_SPACE = "\ue000"
 
 
-def normaliser() -> Normalizer:
+class Folding(NamedTuple):
+    """How one rule makes a token's key.
+
+    Attributes
+    ----------
+    white_space
+        Regular expression of what collapses to one space.
+    broken_apart
+        Whether tokens that are no whole UTF-8 text fold with nothing, or with a form that reads like their string.
+    """
+
+    white_space: str
+    broken_apart: bool
+
+
+DEEPSEEK = Folding(white_space=r"[ \t\r\n]+", broken_apart=False)
+# modded-nanogpt's map: these two differences give the 32,980 classes published for the vocabulary of GPT-2.
+MIN_ID = Folding(white_space=r"\s+", broken_apart=True)
+
+
+def normaliser(folding: Folding = DEEPSEEK) -> Normalizer:
     """The published chain; the sentinel keeps a text that is one space from being stripped to nothing."""
     from tokenizers import Regex, normalizers
 
@@ -28,7 +47,7 @@ def normaliser() -> Normalizer:
             normalizers.NFD(),
             normalizers.StripAccents(),
             normalizers.Lowercase(),
-            normalizers.Replace(Regex(r"[ \t\r\n]+"), " "),
+            normalizers.Replace(Regex(folding.white_space), " "),
             normalizers.Replace(Regex(r"^ $"), _LONE_SPACE),
             normalizers.Strip(),
             normalizers.Replace(_LONE_SPACE, " "),
@@ -36,20 +55,22 @@ def normaliser() -> Normalizer:
     )
 
 
-def fold_keys(tokenizer: Tokenizer, tokens: Sequence[str]) -> list[str]:
-    """The key of every token id, in order: equal keys fold together.
+def fold_keys(texts: Iterable[str], tokens: Iterable[str], folding: Folding = DEEPSEEK) -> list[str]:
+    """The key of every token: equal keys fold together.
 
     Parameters
     ----------
-    tokenizer
-        Decodes single ids, special tokens kept.
+    texts
+        What each token decodes to by itself, special tokens kept.
     tokens
-        Token strings by id, 0 to n - 1.
+        The token strings, in the same order.
     """
-    normalise = normaliser().normalize_str
-    texts = tokenizer.decode_batch([[token_id] for token_id in range(len(tokens))], skip_special_tokens=False)
+    normalise = normaliser(folding).normalize_str
+    # No form that was normalised from a whole text begins with U+FFFD.
+    apart = REPLACEMENT if folding.broken_apart else ""
     return [
-        token if REPLACEMENT in text else normalise(text) or text for token, text in zip(tokens, texts, strict=True)
+        apart + token if REPLACEMENT in text else normalise(text) or text
+        for text, token in zip(texts, tokens, strict=True)
     ]
 
 

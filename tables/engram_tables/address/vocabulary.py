@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from engram_tables.address.folding import dense_ids, fold_keys, minimum_ids
+from engram_tables.address.folding import DEEPSEEK, MIN_ID, dense_ids, fold_keys, minimum_ids
 from engram_tables.errors import BackendUnavailable, InvalidInput
 from engram_tables.files import new_file
 from engram_tables.units import canonical_json
@@ -174,7 +174,8 @@ class Vocabulary:
         token_id = self.members(canonical_id)[0]
         if self.rule is Rule.IDENTITY:
             return self.text(token_id)
-        return self._fold_key(token_id)
+        folding = MIN_ID if self.rule is Rule.MIN_ID else DEEPSEEK
+        return fold_keys([self.text(token_id)], [self.tokens[token_id]], folding)[0]
 
     def members(self, canonical_id: int) -> list[int]:
         """Token ids that share `canonical_id`, ascending; InvalidInput if none does."""
@@ -197,12 +198,6 @@ class Vocabulary:
         """Token ids sorted by class, and where each class starts."""
         by_class = np.argsort(self.canonical_ids, kind="stable")
         return by_class, np.searchsorted(self.canonical_ids[by_class], np.arange(self.canonical_size + 1))
-
-    def _fold_key(self, token_id: int) -> str:
-        from engram_tables.address.folding import REPLACEMENT, normaliser
-
-        text = self.text(token_id)
-        return self.tokens[token_id] if REPLACEMENT in text else normaliser().normalize_str(text) or text
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
         """Write the vocabulary file: same vocabulary, same bytes."""
@@ -260,9 +255,9 @@ def build_vocabulary(tokenizer: str | Path, *, rule: Rule | str = Rule.DEEPSEEK)
     tokens = _token_strings(parsed, str(path))
     match rule:
         case Rule.DEEPSEEK:
-            ids = dense_ids(fold_keys(parsed, tokens))
+            ids = dense_ids(fold_keys(_texts(parsed, len(tokens)), tokens))
         case Rule.MIN_ID:
-            ids = minimum_ids(fold_keys(parsed, tokens))
+            ids = minimum_ids(fold_keys(_texts(parsed, len(tokens)), tokens, MIN_ID))
         case Rule.IDENTITY:
             ids = list(range(len(tokens)))
     return Vocabulary(
@@ -407,6 +402,12 @@ def _parse_tokenizer(raw: bytes, where: str) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def _texts(tokenizer: Tokenizer, n_tokens: int) -> list[str]:
+    """What every token decodes to by itself, special tokens kept."""
+    texts: list[str] = tokenizer.decode_batch([[token_id] for token_id in range(n_tokens)], skip_special_tokens=False)
+    return texts
 
 
 def _token_strings(tokenizer: Tokenizer, where: str) -> list[str]:
