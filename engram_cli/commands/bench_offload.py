@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -76,8 +77,12 @@ def bench_offload(
     with console.progress("measuring", "points") as progress:
         record = bench(table, corpus=corpus or (), glob=glob, exclude=exclude or (), plan=plan, progress=progress)
     if record_file is not None:
-        with new_file(record_file, force=force) as file:
-            file.write(json.dumps(record, indent=1, allow_nan=False).encode() + b"\n")
+        try:
+            with new_file(record_file, force=force) as file:
+                file.write(json.dumps(record, indent=1, allow_nan=False).encode() + b"\n")
+        except OSError as error:
+            error.add_note(f"while writing the record {record_file}")
+            raise
     if as_json:
         console.emit(record)
     else:
@@ -94,8 +99,8 @@ def _batch_rows(text: str) -> tuple[int, ...]:
     from engram_tables.errors import InvalidInput
 
     parts = text.split(",")
-    if not all(part.strip().isdigit() for part in parts):
-        raise InvalidInput(f"--rows-per-batch: found {text!r}, expected whole numbers with commas, as 48,4096")
+    if not all(re.fullmatch(r"\s*[0-9]{1,15}\s*", part) for part in parts):
+        raise InvalidInput(f"--rows-per-batch: found {text[:40]!r}, expected whole numbers with commas, as 48,4096")
     return tuple(int(part) for part in parts)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -56,7 +57,7 @@ def count(
       zcat dump.gz | engram count - --vocab v4.parquet -o counts --json | jq .orders
     """
     from engram_tables.address.vocabulary import load_vocabulary
-    from engram_tables.corpus.count_corpus import plan_count, run_count
+    from engram_tables.corpus.count_corpus import plan_count, refuse_overlap, run_count
 
     vocabulary = load_vocabulary(vocab)
     plan = plan_count(
@@ -69,6 +70,7 @@ def count(
         decode_errors=decode_errors,
         force=force,
     )
+    refuse_overlap(output, [vocab])
     _say_skipped(plan)
     if dry_run:
         _show_plan(plan, json_lines=json_lines)
@@ -86,10 +88,10 @@ def count(
 
 
 def _parse_orders(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise InvalidInput(f"--orders {text!r}: expected numbers with commas between, as 2,3,4") from None
+    parts = text.split(",")
+    if not all(re.fullmatch(r"\s*-?[0-9]{1,9}\s*", part) for part in parts):
+        raise InvalidInput(f"--orders: found {text[:40]!r}, expected numbers with commas between, as 2,3,4")
+    return [int(part) for part in parts]
 
 
 def _say_skipped(plan: CountPlan) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -9,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engram_tables.corpus.counting import NgramCounts, check_orders, count_ngrams
-from engram_tables.corpus.counts_store import CountsProvenance, write_counts
-from engram_tables.corpus.readers import Corpus, DecodeErrors, find_documents
+from engram_tables.corpus.counts_store import CountsProvenance, refuse_output, write_counts
+from engram_tables.corpus.readers import STANDARD_INPUT, Corpus, DecodeErrors, find_documents
 from engram_tables.corpus.tokens import TokenStream, tokenize_documents
-from engram_tables.files import refuse_existing
+from engram_tables.errors import InvalidInput
 from engram_tables.threads import resolve_threads
 from engram_tables.units import ProgressHook
 
@@ -64,14 +65,35 @@ def plan_count(
     Raises
     ------
     InvalidInput
-        As `find_documents` and `check_orders`, or `output` exists and `force` is not set.
+        As `find_documents` and `check_orders`; `output` exists and `force` is not set, or it holds something
+        else than counts; it overlaps what is read.
     CapacityError
         As `check_orders`.
     """
     wanted = check_orders(orders, vocabulary.canonical_size)
-    refuse_existing(output, force=force)
+    refuse_output(output, force=force)
+    refuse_overlap(output, paths)
     corpus = find_documents(paths, glob=glob, exclude=exclude, decode_errors=decode_errors)
     return CountPlan(corpus=corpus, orders=wanted, output=output, vocabulary=vocabulary)
+
+
+def refuse_overlap(output: Path, inputs: Sequence[str | Path]) -> None:
+    """Raise `InvalidInput` if `output` is one of the paths `inputs`, holds one or lies inside one.
+
+    Otherwise a replaced output would take its own input with it, and the next count would count this one's result.
+    Links are followed to what they name; links inside the directories are not looked at.
+    """
+    place = Path(os.path.realpath(output))
+    for given in inputs:
+        if str(given) == STANDARD_INPUT:
+            continue
+        found = Path(os.path.realpath(given))
+        if place == found or place in found.parents or found in place.parents:
+            relation = "is" if place == found else "holds" if place in found.parents else "lies inside"
+            raise InvalidInput(
+                f"{output}: found that this output {relation} {given}, which is read, expected a place apart; "
+                "write beside it under another name"
+            )
 
 
 def run_count(

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from engram_tables.corpus import kernels
 from engram_tables.corpus.counting import NgramCounts
 from engram_tables.errors import InvalidInput, SpecMismatch
-from engram_tables.files import fsync_directory, new_directory
+from engram_tables.files import fsync_directory, new_directory, refuse_existing
 from engram_tables.units import ProgressHook, canonical_json
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ ROW_GROUP_ROWS = 1 << 17
 """Rows that a lookup reads for one n-gram."""
 PART_ROWS = 1 << 24
 """Rows of one Parquet file: parts are written side by side, and a bound here keeps the bytes free of `threads`."""
+_ANY_VERSION = "engram.counts/"
 _MAX_MANIFEST_BYTES = 1 << 26
 
 U32 = npt.NDArray[np.uint32]
@@ -83,20 +84,68 @@ def write_counts(
     Parameters
     ----------
     directory
-        Must not exist unless `force`, which replaces it in one step.
+        Must not exist unless `force`, which replaces counts or an empty directory in one step.
     threads
         Files written side by side; never changes a byte.
     progress
         Called with distinct n-grams written.
+
+    Raises
+    ------
+    InvalidInput
+        `directory` is taken, or with `force` by something that is no counts directory.
+    OSError
+        Of the filesystem; nothing is left behind.
     """
-    with new_directory(directory, force=force) as target:
-        jobs = _part_jobs(target, counts)
-        files = _write_parts(jobs, threads=threads, progress=progress)
-        for order in counts:
-            fsync_directory(target / f"order-{order}")
-        manifest = _manifest(counts, provenance, files)
-        _write_flushed(target / MANIFEST_NAME, json.dumps(manifest, indent=2, sort_keys=True).encode() + b"\n")
+    try:
+        refuse_output(directory, force=force)
+        with new_directory(directory, force=force) as target:
+            jobs = _part_jobs(target, counts)
+            files = _write_parts(jobs, threads=threads, progress=progress)
+            for order in counts:
+                fsync_directory(target / f"order-{order}")
+            manifest = _manifest(counts, provenance, files)
+            _write_flushed(target / MANIFEST_NAME, json.dumps(manifest, indent=2, sort_keys=True).encode() + b"\n")
+    except OSError as error:
+        error.add_note(f"while writing the counts {directory}")
+        raise
     return manifest
+
+
+def refuse_output(directory: Path, *, force: bool) -> None:
+    """Raise `InvalidInput` if counts could not be written as `directory`.
+
+    `force` removes what is there, so that must be a directory which is empty or holds counts of any version.
+    """
+    here = Path.cwd()
+    if directory.name in ("", "..") or Path(os.path.realpath(directory)) in (here, *here.parents):
+        raise InvalidInput(
+            f"{directory}: found the current directory or one that holds it, expected a name for a directory of "
+            "its own; choose one, for instance counts"
+        )
+    refuse_existing(directory, force=force)
+    if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
+        raise InvalidInput(
+            f"{directory}: found no directory of its own but a link or a file, expected counts to replace; "
+            "remove it yourself or choose another name"
+        )
+    if not directory.is_dir() or not any(directory.iterdir()):
+        return
+    schema = _schema_of(directory / MANIFEST_NAME)
+    if not schema.startswith(_ANY_VERSION):
+        raise InvalidInput(
+            f"{directory}: found something that is no counts directory (no {MANIFEST_NAME} of `engram count` in it), "
+            "expected one to replace; remove it yourself or choose another name"
+        )
+
+
+def _schema_of(path: Path) -> str:
+    """The schema that a manifest states, or "" where nothing can be made out."""
+    try:
+        manifest = json.loads(path.read_bytes()) if path.stat().st_size <= _MAX_MANIFEST_BYTES else None
+    except (FileNotFoundError, IsADirectoryError, ValueError, RecursionError):
+        return ""
+    return str(manifest.get("schema")) if isinstance(manifest, dict) else ""
 
 
 def open_counts(directory: str | Path) -> Counts:
@@ -415,7 +464,7 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
         raise InvalidInput(f"{path}: {path.stat().st_size:,} bytes, expected a manifest of a few thousand")
     try:
         manifest: Any = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidInput(
             f"{path}: not JSON ({error}), expected the manifest of `engram count`; count again"
         ) from None

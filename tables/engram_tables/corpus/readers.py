@@ -15,11 +15,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, TextIO
 
 from engram_tables.errors import InvalidInput
 
 STANDARD_INPUT = "-"
+_SEARCHING = "while looking for the corpus's files"
 _REPLACEMENT = "\ufffd"
 
 
@@ -179,6 +180,7 @@ def find_documents(
         if str(path) == STANDARD_INPUT:
             if any(file.path is None for file in files):
                 raise InvalidInput("corpus: standard input (-) is given twice, and can be read once; name it once")
+            _standard_input()
             files.append(CorpusFile(path=None, file_bytes=0))
             continue
         files.extend(_find(Path(path), _Choice(glob, tuple(exclude)), skipped))
@@ -208,7 +210,7 @@ def _find(path: Path, choice: _Choice, skipped: dict[Skipped, int]) -> list[Corp
     except (FileNotFoundError, NotADirectoryError):
         raise InvalidInput(f"{path}: no such file or directory; give text files, directories, or -") from None
     except OSError as error:
-        error.add_note("while looking for the corpus's files")
+        error.add_note(_SEARCHING)
         raise
     if not stat.S_ISDIR(status.st_mode):
         return [CorpusFile(path=path, file_bytes=status.st_size if stat.S_ISREG(status.st_mode) else 0)]
@@ -227,8 +229,12 @@ def _walk(
     directory: Path, choice: _Choice, skipped: dict[Skipped, int], seen: set[tuple[int, int]]
 ) -> Iterator[CorpusFile]:
     """Files below `directory`, sorted by name at each level; `seen` holds device and inode of directories entered."""
-    with os.scandir(directory) as entries:
-        names = sorted(entry.name for entry in entries)
+    try:
+        with os.scandir(directory) as entries:
+            names = sorted(entry.name for entry in entries)
+    except OSError as error:
+        error.add_note(_SEARCHING)
+        raise
     for name in names:
         path = directory / name
         try:
@@ -237,7 +243,7 @@ def _walk(
             if error.errno in (errno.ENOENT, errno.ELOOP):
                 _skip(skipped, Skipped.DANGLING)
                 continue
-            error.add_note("while looking for the corpus's files")
+            error.add_note(_SEARCHING)
             raise
         identity, is_directory = (status.st_dev, status.st_ino), stat.S_ISDIR(status.st_mode)
         refusal = choice.refusal(name, is_directory=is_directory)
@@ -260,11 +266,18 @@ def _skip(skipped: dict[Skipped, int], why: Skipped) -> None:
 
 
 def _read(file: CorpusFile) -> bytes:
-    if file.path is None:
-        stream: BinaryIO = sys.stdin.buffer
-        return stream.read()
     try:
-        return file.path.read_bytes()
+        return _standard_input().read() if file.path is None else file.path.read_bytes()
     except OSError as error:
         error.add_note(f"while reading the corpus file {file.source}")
         raise
+
+
+def _standard_input() -> BinaryIO:
+    # A process that was started without one (`<&-`) has None there, against what the type says.
+    stream: TextIO | None = sys.stdin
+    if stream is None or stream.closed:
+        raise InvalidInput(
+            "standard input: found it closed, expected text to read (-); pipe some in, or give files instead"
+        )
+    return stream.buffer

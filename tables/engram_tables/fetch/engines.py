@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from engram_tables.errors import BackendUnavailable, IncompleteTable
 from engram_tables.fetch.cold_kernels import END_OF_FILE, count_resident, group_reads, read_groups
 from engram_tables.fetch.kernels import PREFETCH_DISTANCE, Placement, gather_kernel
+from engram_tables.fetch.leases import Leases
 from engram_tables.fetch.placement import Batch, Placements
 from engram_tables.memory import aligned_bytes, anonymous_bytes
 from engram_tables.storage.reader import Shard, StoredTable
@@ -39,21 +40,45 @@ class Engine(Protocol):
     """Fill `out`, uint8 (items, row_bytes) in C order, with the batch's records. Safe from many threads."""
 
     def read(self, batch: Batch, out: NDArray[np.uint8], threads: int | None) -> None:
-        """Read the batch; `threads` None is the engine's own default."""
+        """Read the batch; `threads` None is the engine's own default. `InvalidInput` once closed."""
 
     def close(self) -> None:
-        """Give files and mappings back; nothing may be in flight."""
+        """Wait for the reads in flight, then give files and mappings back."""
 
 
-class MappingEngine:
-    """The baseline: `np.take` on plain mappings."""
+class _LeasedEngine:
+    """What engines have in common: no read outlives the files and memory it needs."""
+
+    def __init__(self, name: str, table: StoredTable) -> None:
+        self._leases = Leases(f"engine {name} of table {table.path}")
+
+    def read(self, batch: Batch, out: NDArray[np.uint8], threads: int | None) -> None:
+        """See `Engine`."""
+        with self._leases:
+            self._read(batch, out, threads)
+
+    def close(self) -> None:
+        """See `Engine`."""
+        if self._leases.close():
+            self._release()
+
+    def _read(self, batch: Batch, out: NDArray[np.uint8], threads: int | None) -> None:
+        raise NotImplementedError
+
+    def _release(self) -> None:
+        """Nothing is held."""
+
+
+class MappingEngine(_LeasedEngine):
+    """The baseline: `np.take` on plain mappings, which are the stored table's own."""
 
     def __init__(self, table: StoredTable, places: Placements) -> None:
+        super().__init__("mapping", table)
         self._places = places
         self._table = table
         self._layer_shards = [table.layer_shards(layer_id) for layer_id in table.layer_ids]
 
-    def read(self, batch: Batch, out: NDArray[np.uint8], threads: int | None) -> None:
+    def _read(self, batch: Batch, out: NDArray[np.uint8], threads: int | None) -> None:
         """One thread, whatever `threads` says."""
         rows = batch.rows.reshape(-1, batch.n_layers, batch.n_columns)
         target = out.reshape(*rows.shape, -1)
@@ -89,20 +114,18 @@ class MappingEngine:
             )
             out[:] = records[rows // layout.cell_rows, rows % layout.cell_rows]
 
-    def close(self) -> None:
-        """The mappings are the stored table's own."""
 
-
-class CopyEngine:
+class CopyEngine(_LeasedEngine):
     """Prefetching copies out of memory, where file k of the table begins at address `file_starts[k]`."""
 
-    def __init__(self, places: Placements, file_starts: NDArray[np.uint64]) -> None:
+    def __init__(self, name: str, table: StoredTable, places: Placements, file_starts: NDArray[np.uint64]) -> None:
+        super().__init__(name, table)
         self._places = places
         self._kernel: Any = gather_kernel(places.row_bytes)
         self.file_starts = file_starts
         self._placements: dict[tuple[int, int], Placement] = {}
 
-    def read(self, batch: Batch, out: NDArray[np.uint8], threads: int | None) -> None:
+    def _read(self, batch: Batch, out: NDArray[np.uint8], threads: int | None) -> None:
         """All usable CPUs by default, one for each few thousand rows: waking one costs as much."""
         layers = batch.first_layer, batch.n_layers
         place = self._placements.get(layers)
@@ -114,9 +137,6 @@ class CopyEngine:
             self._kernel(batch.rows, start, stop, batch.n_columns, place, output, PREFETCH_DISTANCE)
 
         run_slices(copy, batch.rows.size, threads=resolve_threads(threads), grain=_GATHER_GRAIN)
-
-    def close(self) -> None:
-        """Nothing is held."""
 
 
 class MemoryEngine(CopyEngine):
@@ -130,10 +150,9 @@ class MemoryEngine(CopyEngine):
         self.blocks = [anonymous_bytes(s.file_bytes, huge_pages=huge_pages) for s in table.shards]
         for shard, block in zip(table.shards, self.blocks, strict=True):
             _read_whole(shard, block)
-        super().__init__(places, np.array([block.ctypes.data for block in self.blocks], np.uint64))
+        super().__init__("memory", table, places, np.array([block.ctypes.data for block in self.blocks], np.uint64))
 
-    def close(self) -> None:
-        """Give the memory back."""
+    def _release(self) -> None:
         self.blocks.clear()
 
 
@@ -145,12 +164,14 @@ class GatherEngine(CopyEngine):
         for mapping in self._mappings:
             if hasattr(mmap, "MADV_RANDOM"):
                 mapping.madvise(mmap.MADV_RANDOM)
-        super().__init__(places, np.array([view.ctypes.data for view in self.views()], np.uint64))
+        views = [np.frombuffer(mapping, np.uint8) for mapping in self._mappings]
+        super().__init__("gather", table, places, np.array([view.ctypes.data for view in views], np.uint64))
         self._pages_a_record = (table.row_bytes + mmap.PAGESIZE - 2) // mmap.PAGESIZE + 1
 
     def views(self) -> list[NDArray[np.uint8]]:
         """Each file's mapping as uint8 (file_bytes,); let go of them before `close`."""
-        return [np.frombuffer(mapping, np.uint8) for mapping in self._mappings]
+        with self._leases:
+            return [np.frombuffer(mapping, np.uint8) for mapping in self._mappings]
 
     def resident_share(self, batch: Batch, n_samples: int) -> float:
         """Share of `n_samples` of the batch's records, evenly spread over it, whose pages are all in memory.
@@ -160,20 +181,21 @@ class GatherEngine(CopyEngine):
         chosen = np.linspace(0, batch.rows.size - 1, min(n_samples, batch.rows.size)).astype(np.int64)
         addresses = self._places.addresses(batch, self.file_starts)[chosen]
         states = np.empty(self._pages_a_record, np.uint8)
-        n_resident = int(count_resident(addresses, self._places.row_bytes, mmap.PAGESIZE, states))
+        with self._leases:
+            n_resident = int(count_resident(addresses, self._places.row_bytes, mmap.PAGESIZE, states))
         return max(n_resident, 0) / addresses.size
 
-    def close(self) -> None:
-        """Unmap; a read in flight would die of it, so the table waits for reads first."""
+    def _release(self) -> None:
         for mapping in self._mappings:
             mapping.close()
 
 
-class ReadEngine:
+class ReadEngine(_LeasedEngine):
     """`pread` from many native threads, through the page cache or past it."""
 
     def __init__(self, table: StoredTable, places: Placements, *, direct: bool) -> None:
         self._name = "direct" if direct else "pread"
+        super().__init__(self._name, table)
         self._places = places
         self._paths = [str(shard.path) for shard in table.shards]
         self._file_spots = places.file_spots()
@@ -193,7 +215,7 @@ class ReadEngine:
         self._buffers: list[NDArray[np.uint8]] = []
         self._files = self._file_spots, np.array(self._fds, np.int64)
 
-    def read(self, batch: Batch, out: NDArray[np.uint8], threads: int | None) -> None:
+    def _read(self, batch: Batch, out: NDArray[np.uint8], threads: int | None) -> None:
         """64 threads by default, fewer for small batches. A record asked for twice is read once."""
         spots = self._places.addresses(batch, self._file_spots)
         order = np.argsort(spots)
@@ -240,8 +262,7 @@ class ReadEngine:
         error.add_note(f"{path}: reading {n_bytes} bytes at byte {file_offset} (engine {self._name})")
         raise error
 
-    def close(self) -> None:
-        """Close the descriptors."""
+    def _release(self) -> None:
         self._close_files()
 
 

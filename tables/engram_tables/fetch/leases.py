@@ -28,8 +28,7 @@ class Leases:
 
     def __enter__(self) -> Self:
         with self._idle:
-            if self._closed:
-                raise InvalidInput(f"{self._what}: closed already, expected an open one; open it again")
+            self.check()
             self._n_in_flight += 1
         return self
 
@@ -38,6 +37,11 @@ class Leases:
             self._n_in_flight -= 1
             if self._n_in_flight == 0:
                 self._idle.notify_all()
+
+    def check(self) -> None:
+        """Raise `InvalidInput` once closed; costs next to nothing, and promises nothing for the next moment."""
+        if self._closed:
+            raise InvalidInput(f"{self._what}: closed already, expected an open one; open it again")
 
     def close(self) -> bool:
         """Refuse new calls and wait for those in flight; False if it was closed before."""

@@ -149,16 +149,29 @@ class Table:
         return self._read(checked, max(checked.size, 1), layer, out, engine, threads)
 
     def decode(self, records: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """The values of records: uint8 (..., row_bytes) in, float32 (..., row_width) out."""
+        """The values of records: uint8 (..., row_bytes) in, float32 (..., row_width) out.
+
+        Raises
+        ------
+        InvalidInput
+            Something else than bytes, or records of another length than this table's.
+        """
+        if records.ndim < 1 or records.shape[-1] != self.row_bytes:
+            raise InvalidInput(
+                f"records: found {records.dtype} {records.shape}, expected uint8 (..., {self.row_bytes}); "
+                "give records as this table's fetch returns them"
+            )
         return self.stored.codec.decode(records)
 
     def engine(self, name: str) -> Engine:
         """The engine called `name`, made when first asked for; the table closes it."""
+        self._leases.check()
         if name not in self._engines:
-            made = ENGINES[name](self.stored, self.places)
-            # Two threads may have made one each: the first to arrive is kept.
-            if self._engines.setdefault(name, made) is not made:
-                made.close()
+            with self._leases:
+                made = ENGINES[name](self.stored, self.places)
+                # Two threads may have made one each: the first to arrive is kept.
+                if self._engines.setdefault(name, made) is not made:
+                    made.close()
         return self._engines[name]
 
     def close(self) -> None:
@@ -185,14 +198,15 @@ class Table:
     ) -> NDArray[np.uint8]:
         if engine not in ENGINE_NAMES:
             raise InvalidInput(f"engine {engine!r}: not known, expected one of {', '.join(ENGINE_NAMES)}")
+        self._leases.check()
         expected = (*rows.shape, self.row_bytes)
-        with self._leases:
-            n_layers = rows.shape[1] if rows.ndim == 3 else 1
-            batch = self.places.check(rows, n_columns=n_columns, first_layer=layer, n_layers=n_layers)
-            records = np.empty(expected, np.uint8) if out is None else _checked_out(out, expected)
-            if rows.size:
-                name = self._choose(batch) if engine == AUTO else engine
-                self.engine(name).read(batch, records.reshape(-1, self.row_bytes), threads)
+        n_layers = rows.shape[1] if rows.ndim == 3 else 1
+        batch = self.places.check(rows, n_columns=n_columns, first_layer=layer, n_layers=n_layers)
+        records = np.empty(expected, np.uint8) if out is None else _checked_out(out, expected)
+        if rows.size:
+            name = self._choose(batch) if engine == AUTO else engine
+            # The engine's own lease keeps its files until it has read.
+            self.engine(name).read(batch, records.reshape(-1, self.row_bytes), threads)
         return records
 
     def _choose(self, batch: Batch) -> str:

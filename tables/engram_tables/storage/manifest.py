@@ -16,6 +16,7 @@ from typing import Any, NoReturn, Self
 from engram_tables.address.spec import AddressSpec
 from engram_tables.errors import CorruptTable, InvalidInput, NotATable, TableError, UnsupportedTable
 from engram_tables.storage.codecs import CODEC_NAMES, Codec, get_codec
+from engram_tables.storage.initialise import INIT_NAMES, ZEROS, Init
 from engram_tables.storage.layout import LAYOUT_NAMES, Layout, get_layout, shard_path
 from engram_tables.units import PAGE_BYTES, canonical_json, int_from_json, json_int
 
@@ -153,9 +154,13 @@ class Manifest:
             The bytes are not the canonical form of what they say, or its numbers contradict each other.
         """
         body = _parse(data, path)
-        stated = body.pop("manifest_sha256", None)
-        found = hashlib.sha256(canonical_json(body)).hexdigest()
-        if stated != found or canonical_json({**body, "manifest_sha256": stated}) != data:
+        try:
+            whole = canonical_json(body)
+            stated = body.pop("manifest_sha256", None)
+            found = hashlib.sha256(canonical_json(body)).hexdigest()
+        except RecursionError:
+            raise CorruptTable(f"{path}: nested deeper than a manifest is; {_COPY_AGAIN}", path=path) from None
+        if stated != found or whole != data:
             raise CorruptTable(
                 f"{path}: its contents hash to {found}, expected {stated} and no byte besides; "
                 f"the manifest was changed or damaged: {_COPY_AGAIN}",
@@ -166,7 +171,7 @@ class Manifest:
             manifest.check(path)
         except InvalidInput as error:
             raise CorruptTable(f"{path}: {error}", path=path) from None
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise CorruptTable(
                 f"{path}: {type(error).__name__} {error}, expected the keys of {SCHEMA}; {_COPY_AGAIN}",
                 path=path,
@@ -189,7 +194,7 @@ class Manifest:
             row_width=int_from_json(body["row_width"], "row_width"),
             row_bytes=int_from_json(body["row_bytes"], "row_bytes"),
             block_bytes=int_from_json(body["block_bytes"], "block_bytes"),
-            init=_init_from_json(body["init"]),
+            init=_init_from_json(body["init"], path),
             vocabulary=None if body["vocabulary"] is None else _vocabulary_from_json(body["vocabulary"]),
             shards=tuple(_shards_from_json(body["shards"])),
         )
@@ -307,10 +312,26 @@ def _parse(data: bytes, path: str) -> dict[str, Any]:
     )
 
 
-def _init_from_json(value: Any) -> dict[str, str | int]:
-    if not isinstance(value, dict) or not all(type(item) in (str, int) for item in value.values()):
-        raise InvalidInput(f"init: found {value!r}, expected texts and integers; {_COPY_AGAIN}")
-    return {key: int(item) if key == "seed" else item for key, item in value.items()}
+def _init_from_json(value: Any, path: str) -> dict[str, str | int]:
+    """What `Init.record` gives for it, but the seed an integer; entries that it does not have are met later."""
+    if not isinstance(value, dict):
+        raise InvalidInput(f"init: found {value!r}, expected an object with its kind; {_COPY_AGAIN}")
+    kind = value["kind"]
+    if kind not in INIT_NAMES:
+        raise UnsupportedTable(
+            f"{path}: found init {kind!r}, expected one of {', '.join(INIT_NAMES)}; read it with a version that "
+            "knows it",
+            path=path,
+        )
+    if kind == ZEROS:
+        return {"kind": kind}
+    seed, std = int_from_json(value["seed"], "init: seed"), value["std"]
+    if not isinstance(std, str):
+        raise InvalidInput(f"init: found std {std!r}, expected a decimal number as a text; {_COPY_AGAIN}")
+    init = Init.make(kind, row_width=1, seed=seed, std=std)
+    if init.std != std:
+        raise InvalidInput(f"init: found std {std!r}, expected {init.std!r} for this number; {_COPY_AGAIN}")
+    return {"kind": kind, "seed": seed, "std": std}
 
 
 def _vocabulary_from_json(value: Any) -> VocabularyRecord:

@@ -8,6 +8,7 @@ opened ends a process that reads the mapping there with SIGBUS; tables are never
 from __future__ import annotations
 
 import hashlib
+import io
 import mmap
 import os
 import stat
@@ -30,7 +31,7 @@ from engram_tables.errors import (
 )
 from engram_tables.storage.codecs import Codec
 from engram_tables.storage.layout import MANIFEST_NAME, VOCABULARY_NAME, Layout
-from engram_tables.storage.manifest import Manifest, ShardRecord, shard_header
+from engram_tables.storage.manifest import Manifest, ShardRecord, VocabularyRecord, shard_header
 
 if TYPE_CHECKING:
     from engram_tables.address.vocabulary import Vocabulary
@@ -82,22 +83,33 @@ class StoredTable:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._fds: list[int] = []
+        self._vocabulary_fd = -1
+        self._is_closed = False
         self._mappings: dict[int, NDArray[np.uint8]] = {}
-        for attempt in range(_OPEN_ATTEMPTS):
-            root = _open_root(self.path)
-            try:
-                self._open(root)
-            except TableError:
-                self.close()
-                if attempt == _OPEN_ATTEMPTS - 1 or not _was_exchanged(root, self.path):
-                    raise
-            except BaseException:
-                self.close()
+        try:
+            for attempt in range(_OPEN_ATTEMPTS):
+                if self._try_to_open(is_last=attempt == _OPEN_ATTEMPTS - 1):
+                    return
+        except OSError as error:
+            error.add_note(f"while opening the table {self.path}")
+            raise
+
+    def _try_to_open(self, *, is_last: bool) -> bool:
+        """Open everything; False if the directory was exchanged in the meantime, and it is not the last attempt."""
+        root = _open_root(self.path)
+        try:
+            self._open(root)
+        except TableError:
+            self._close_files()
+            if is_last or not _was_exchanged(root, self.path):
                 raise
-            else:
-                return
-            finally:
-                os.close(root)
+            return False
+        except BaseException:
+            self._close_files()
+            raise
+        finally:
+            os.close(root)
+        return True
 
     def _open(self, root: int) -> None:
         manifest_path = str(self.path / MANIFEST_NAME)
@@ -163,6 +175,7 @@ class StoredTable:
 
     def mapping(self, shard_idx: int) -> NDArray[np.uint8]:
         """The whole file as a read-only shared mapping, uint8 (file_bytes,); made when first asked for."""
+        self._check_open()
         if shard_idx not in self._mappings:
             shard = self.shards[shard_idx]
             view = mmap.mmap(shard.fd, shard.file_bytes, prot=mmap.PROT_READ)
@@ -170,25 +183,48 @@ class StoredTable:
         return self._mappings[shard_idx]
 
     def vocabulary(self) -> Vocabulary | None:
-        """The table's own copy of its vocabulary, or None if it has none."""
-        if self.manifest.vocabulary is None:
-            return None
-        from engram_tables.address.vocabulary import load_vocabulary
+        """The table's own copy of its vocabulary, or None if it has none.
 
-        vocabulary = load_vocabulary(self.path / VOCABULARY_NAME)
-        if vocabulary.map_sha256 != self.manifest.vocabulary.map_sha256:
-            raise CorruptTable(
-                f"{self.path / VOCABULARY_NAME}: its map has digest {vocabulary.map_sha256}, the manifest says "
-                f"{self.manifest.vocabulary.map_sha256}; copy or build the table again",
-                path=str(self.path),
+        It is read from the file that was opened with the table, whatever the directory holds by now.
+
+        Raises
+        ------
+        CorruptTable
+            The file was changed since, or its content is no vocabulary, or not the one of the manifest.
+        InvalidInput
+            The table is closed.
+        """
+        self._check_open()
+        record = self.manifest.vocabulary
+        if record is None:
+            return None
+        from engram_tables.address.vocabulary import read_vocabulary
+
+        data = self._checked_vocabulary(record)
+        try:
+            vocabulary = read_vocabulary(io.BytesIO(data), str(self.path / VOCABULARY_NAME))
+        except InvalidInput as error:
+            raise CorruptTable(str(error), path=str(self.path)) from None
+        if vocabulary.map_sha256 != record.map_sha256:
+            raise self._corrupt(
+                VOCABULARY_NAME, f"its map has digest {vocabulary.map_sha256}, expected {record.map_sha256}"
             )
         return vocabulary
 
     def close(self) -> None:
         """Close every file. Mappings that the caller still holds stay readable."""
+        self._is_closed = True
+        self._close_files()
+
+    def _close_files(self) -> None:
         self._mappings.clear()
         while self._fds:
             os.close(self._fds.pop())
+
+    def _check_open(self) -> None:
+        """A closed table's descriptors may be another file's by now."""
+        if self._is_closed:
+            raise InvalidInput(f"{self.path}: closed already, expected an open table; open it again")
 
     def __enter__(self) -> Self:
         return self
@@ -211,9 +247,16 @@ class StoredTable:
                 f"{self.path}: its spec addresses the vocabulary {self.spec.vocab_sha256}, the table holds "
                 f"{record.map_sha256}; build it again with the vocabulary of the spec"
             )
-        found = hashlib.sha256(self._read(root, VOCABULARY_NAME, record.file_bytes)).hexdigest()
+        self._vocabulary_fd = self._open_file(root, VOCABULARY_NAME, record.file_bytes)
+        self._fds.append(self._vocabulary_fd)
+        self._checked_vocabulary(record)
+
+    def _checked_vocabulary(self, record: VocabularyRecord) -> bytes:
+        data = _read_at(self._vocabulary_fd, record.file_bytes)
+        found = hashlib.sha256(data).hexdigest()
         if found != record.sha256:
             raise self._corrupt(VOCABULARY_NAME, f"hashes to {found}, expected {record.sha256}")
+        return data
 
     def _open_shard(self, root: int, record: ShardRecord) -> Shard:
         fd = self._open_file(root, record.path, record.file_bytes)
@@ -313,6 +356,14 @@ def _open_root(path: Path) -> int:
         raise NotATable(
             f"{path}: found a file, expected the directory of a table; mend the path", path=str(path)
         ) from None
+
+
+def _read_at(fd: int, n_bytes: int) -> bytes:
+    """The first `n_bytes` of a file, fewer if it ends before; moves no file position, so threads may share it."""
+    data = b""
+    while len(data) < n_bytes and (more := os.pread(fd, n_bytes - len(data), len(data))):
+        data += more
+    return data
 
 
 def _was_exchanged(root: int, path: Path) -> bool:

@@ -164,9 +164,19 @@ def build_table(
     """
     n_threads = resolve_threads(threads)
     path = Path.cwd() / path
-    refuse_existing(path, force=force)
-    _refuse_foreign(path)
-    _check_room(plan, path.parent)
+    try:
+        refuse_existing(path, force=force)
+        _refuse_foreign(path)
+        _check_room(plan, path.parent)
+        return _write_table(plan, path, force=force, n_threads=n_threads, progress=progress)
+    except OSError as error:
+        error.add_note(f"while building the table {path}")
+        raise
+
+
+def _write_table(
+    plan: TablePlan, path: Path, *, force: bool, n_threads: int, progress: ProgressHook | None
+) -> Manifest:
     with new_directory(path, force=force) as directory:
         for name in sorted({str(Path(shard.path).parent) for shard in plan.manifest.shards}):
             (directory / name).mkdir()

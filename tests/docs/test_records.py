@@ -1,0 +1,148 @@
+"""docs/reference/records.md and docs/reference/errors.md name what the code has, and nothing that it lacks."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import engram_tables.measure.bench as bench_module
+from engram_cli.app import app
+from engram_cli.console import Exit
+from engram_tables import errors
+from engram_tables.corpus.readers import Skipped
+from engram_tables.measure.ceilings import memory_ceilings
+
+ROOT = Path(__file__).resolve().parents[2]
+REFERENCE = ROOT / "docs" / "reference"
+_SCHEMA = re.compile(r"engram\.[a-z][a-z-]*/\d+")
+
+
+def _strings_in_code() -> Iterator[str]:
+    for folder in ("engram_cli", "tables"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_bytes())):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str) and _SCHEMA.fullmatch(node.value):
+                    yield node.value
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return (REFERENCE / "records.md").read_text(encoding="utf-8")
+
+
+def _section(page: str, schema: str) -> str:
+    """A record's own section, whose heading names it."""
+    for heading, body in re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", page, flags=re.DOTALL | re.MULTILINE):
+        if f"`{schema}`" in heading:
+            return str(body)
+    raise AssertionError(f"records.md has no section for {schema}")
+
+
+def test_every_schema_is_documented_and_every_documented_one_exists(page: str) -> None:
+    assert set(_SCHEMA.findall(page)) == set(_strings_in_code())
+    for schema in set(_strings_in_code()):
+        assert _section(page, schema)
+        assert re.search(rf"^\| \[`{re.escape(schema)}`\]", page, flags=re.MULTILINE), f"{schema} is not in the list"
+
+
+def _run(*words: object) -> list[dict[str, Any]]:
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == 0, result.output
+    return [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+
+
+def _keys(value: Any) -> set[str]:
+    """Every key at any depth, but for those that are data themselves: layer ids, orders, package names."""
+    if isinstance(value, list):
+        return set().union(*map(_keys, value)) if value else set()
+    if not isinstance(value, dict):
+        return set()
+    own = {key for key in value if not key.isdigit()} - {"packages"}
+    return own.union(*(_keys(item) for key, item in value.items() if key != "packages"))
+
+
+def _check(page: str, record: dict[str, Any]) -> None:
+    body = _section(page, record["schema"])
+    for key in _keys(record) - {"schema"}:
+        assert f"`{key}`" in body, f"{record['schema']}: {key} is not documented"
+
+
+@pytest.fixture(scope="module")
+def made(tiny_vocab_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A spec, a table and counts, made by the commands."""
+    home = tmp_path_factory.mktemp("records")
+    (home / "text.txt").write_text("The cat sat. The cat sat on the cat.\n" * 40)
+    _run("spec", "make", "--vocab", tiny_vocab_file, "--rows-per-head", "97", "--heads", "2", "--row-width", "32",
+         "--pad-token", "0", "--layers", "1,3", "-o", home / "spec.json")  # fmt: skip
+    _run("build-table", "--spec", home / "spec.json", "--vocab", tiny_vocab_file, "--codec", "f32",
+         "-o", home / "table")  # fmt: skip
+    _run("count", home / "text.txt", "--vocab", tiny_vocab_file, "-o", home / "counts")
+    return home
+
+
+def test_every_key_that_is_printed_is_documented(page: str, made: Path, tiny_vocab_file: Path) -> None:
+    spec, table = made / "spec.json", made / "table"
+    vocabulary = ("--vocab", tiny_vocab_file)
+    records = [
+        *_run("build-vocab", "--json", _tokenizer(made, tiny_vocab_file)),
+        *_run("spec", "list", "--json"),
+        *_run("spec", "show", "--spec", spec, "--json"),
+        *_run("hash", "--spec", spec, *vocabulary, "--text", "the cat", "--json"),
+        *_run("count", made / "text.txt", *vocabulary, "-o", made / "again", "--json"),
+        *_run("count", made / "text.txt", *vocabulary, "-o", made / "never", "--dry-run", "--json"),
+        json.loads((made / "counts" / "counts.json").read_bytes()),
+        *_run("build-table", "--spec", spec, "--codec", "bf16", "-o", made / "never", "--dry-run", "--json"),
+        *_run("verify", table, "--json"),
+        *_run("inspect", "table", table, "--json"),
+        *_run("inspect", "vocab", tiny_vocab_file, "--json"),
+        *_run("inspect", "ngram", table, "the cat", "--counts", made / "counts", "--json"),
+    ]
+    for record in records:
+        _check(page, record)
+    unseen = set(_strings_in_code()) - {record["schema"] for record in records}
+    assert unseen == {"engram.table/1", "engram.rows/1", "engram.bench-offload/1"}
+
+
+def _tokenizer(home: Path, vocab_file: Path) -> Path:
+    from engram_tables import load_vocabulary
+
+    path = home / "tokenizer.json"
+    path.write_bytes(load_vocabulary(vocab_file).tokenizer_json)
+    return path
+
+
+def test_every_key_of_a_benchmark_is_documented(page: str, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk_ceilings = bench_module.disk_ceilings
+    monkeypatch.setattr(
+        bench_module, "memory_ceilings", lambda threads: memory_ceilings(region_bytes=64 << 20, repeats=1)
+    )
+    monkeypatch.setattr(bench_module, "disk_ceilings", lambda path, seconds: disk_ceilings(path, seconds=0.01))
+    monkeypatch.setattr("engram_tables.measure.ceilings.shutil.which", lambda program: None)
+    quick = ("--rows-per-batch", "24", "--repeats", "2", "--seconds", "0", "--json")
+    _check(page, _run("bench-offload", made / "table", "--corpus", made / "text.txt", *quick)[0])
+    _check(page, _run("bench-offload", made / "table", "--from", "dram", *quick)[0])
+
+
+def test_every_reason_to_skip_is_documented(page: str) -> None:
+    for reason in Skipped:
+        assert f"`{reason.name.lower()}`" in _section(page, "engram.count/1")
+
+
+def test_every_error_and_exit_code_is_documented() -> None:
+    text = (REFERENCE / "errors.md").read_text(encoding="utf-8")
+    classes = {name for name, value in vars(errors).items() if inspect.isclass(value)}
+    listed = set(re.findall(r"^\| `(\w+)` \| `", text, flags=re.MULTILINE))
+    assert listed == classes
+    for name in listed - {"EngramError"}:
+        base = getattr(errors, name).__bases__[0].__name__
+        assert re.search(rf"^\| `{name}` \| `{base}`", text, flags=re.MULTILINE), name
+    codes = {int(code) for code in re.findall(r"^\| (\d+) \|", text, flags=re.MULTILINE)}
+    assert codes == {*map(int, Exit), 1, 2}
