@@ -31,7 +31,7 @@ import numpy.typing as npt
 from engram_tables.address.vocabulary import build_vocabulary
 from engram_tables.corpus import counting
 from engram_tables.corpus.counting import NgramCounts, Workspace, count_ngrams
-from engram_tables.corpus.readers import Corpus, find_documents
+from engram_tables.corpus.readers import find_documents
 from engram_tables.corpus.tokens import tokenize_documents
 from engram_tables.threads import resolve_threads
 
@@ -177,10 +177,8 @@ def timed(function: Callable[[], object]) -> Sample:
 def read_input(args: argparse.Namespace) -> tuple[Input, dict[str, Any]]:
     stdlib = sysconfig.get_paths()["stdlib"]
     vocabulary = build_vocabulary(args.tokenizer)
-    found = find_documents([args.corpus or stdlib], glob=args.glob, decode_errors="replace")
     # Only the library itself: what is installed beside it differs from machine to machine.
-    files = tuple(file for file in found.files if file.path is None or "site-packages" not in file.path.parts)
-    corpus = Corpus(files=files, decode_errors=found.decode_errors)
+    corpus = find_documents([args.corpus or stdlib], glob=args.glob, exclude=("*-packages",), decode_errors="replace")
     started = time.perf_counter_ns()
     stream = tokenize_documents(vocabulary.tokenizer(), corpus.documents())
     tokenise_ns = time.perf_counter_ns() - started

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engram_tables.address import reference
@@ -129,9 +129,11 @@ def test_wrong_normalisers_give_the_wrong_sizes_published_for_them(name: str, v4
 
 
 @given(st.text())
+@settings(max_examples=3000, deadline=None)
 def test_normaliser_equals_its_plain_python_twin(text: str) -> None:
-    # The two may carry different Unicode versions: characters that either leaves unassigned are not compared.
-    known = "".join(c for c in text if unicodedata.category(c) != "Cn" and unicodedata.east_asian_width(c))
+    # The tokenizers library knows the marks of an older Unicode than Python does: U+1CF00 is one to Python alone.
+    # What both have known since Unicode 3.2 is compared here, and the published vocabularies whole, above.
+    known = "".join(c for c in text if unicodedata.ucd_3_2_0.category(c) != "Cn")
     assert normaliser().normalize_str(known) == reference.normalise(known)
 
 
