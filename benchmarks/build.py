@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
         samples = interleave(cases(plan, target, n_threads), repeats=options.repeats, warm_ups=1)
         environment = describe(Path(directory))
     record = {
-        "schema": "engram.bench-build/1",
+        "schema": "engram.benchmark-build/1",
         "command": command_line(),
         "environment": environment,
         "threads": n_threads,

@@ -99,7 +99,7 @@ def measure(table: Table, options: argparse.Namespace) -> dict[str, Any]:
     fio_reads_per_s = [run["reads_per_s"] for run in fio[1:]]
     rows_per_s = [BATCH_ROWS * 1e9 / elapsed_ns for elapsed_ns in samples.elapsed_ns]
     return {
-        "schema": "engram.bench-cold/1",
+        "schema": "engram.benchmark-cold/1",
         "status": "measured",
         "command": command_line(),
         "environment": describe(shard.path),

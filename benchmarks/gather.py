@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     n_rows = int(options.gib * 2**30) // ROW_BYTES
     record: dict[str, Any] = {
-        "schema": "engram.bench-gather/1",
+        "schema": "engram.benchmark-gather/1",
         "command": command_line(),
         "environment": describe(),
         "row_bytes": ROW_BYTES,

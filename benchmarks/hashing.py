@@ -163,7 +163,7 @@ def main() -> None:
             f"{medians['published'] / median:12.1f} {medians['reused'] / median:9.2f} {write / median:10.2f}"
         )
     record = {
-        "schema": "engram.benchmark.hashing/1",
+        "schema": "engram.benchmark-hashing/1",
         "command": command_line(),
         "environment": describe(),
         "n_tokens": len(ids),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import inspect
 import json
 import os
 import sys
@@ -64,7 +65,14 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         finally:
             _to_stdout(None)
 
+    run.__doc__ = _unwrapped(inspect.getdoc(command) or "")
     return run
+
+
+def _unwrapped(text: str) -> str:
+    """A docstring whose paragraphs are one line each, as help pages need them; those that begin with \\b stay."""
+    paragraphs = text.split("\n\n")
+    return "\n\n".join(p if p.startswith("\b") else " ".join(p.split()) for p in paragraphs)
 
 
 def _stop(error: BaseException, code: Exit) -> NoReturn:

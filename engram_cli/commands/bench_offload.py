@@ -127,9 +127,11 @@ def _show(record: dict[str, Any]) -> None:
 
 def _show_part(title: str, part: dict[str, Any]) -> None:
     if part["status"] != "measured":
-        console.show(f"\n{title}: {part['status']}: {part['reason']}")
+        console.show()
+        console.show(f"{title}: {part['status']}: {part['reason']}")
         return
-    console.show(f"\n{title}: {_state(part)}")
+    console.show()
+    console.show(f"{title}: {_state(part)}")
     columns = (
         "engine", "rows a batch", "rows/s", "µs a row", "pages a row", "p50 µs", "p99 µs", "CPU µs a row", "GB/s",
         "of ceiling",

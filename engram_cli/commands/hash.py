@@ -90,12 +90,12 @@ def hash_ids(
         say(f"wrote {output}: int64 {hashed.addresses.rows.shape} (tokens, layers, columns)")
     elif json:
         for position in range(len(hashed.canonical_ids)):
-            emit(_record(hashed, position))
+            emit(_record(hashed, resolved, position))
     else:
         _show_rows(hashed, resolved)
 
 
-def _record(hashed: HashedTokens, position: int) -> dict[str, object]:
+def _record(hashed: HashedTokens, spec: AddressSpec, position: int) -> dict[str, object]:
     rows, keys = hashed.addresses
     token_ids = hashed.token_ids
     return {
@@ -104,6 +104,8 @@ def _record(hashed: HashedTokens, position: int) -> dict[str, object]:
         "token_id": None if token_ids is None else int(token_ids[position]),
         "canonical_id": None if hashed.dead[position] else int(hashed.canonical_ids[position]),
         "dead": bool(hashed.dead[position]),
+        "layer_ids": list(spec.layer_ids),
+        "orders": list(spec.orders),
         "rows": rows[position].tolist(),
         "keys": [[str(key) for key in layer] for layer in keys[position].tolist()],
     }

@@ -18,7 +18,6 @@ from engram_tables.errors import (
     IncompleteTable,
     InvalidInput,
     NotATable,
-    SpecMismatch,
     TableError,
     UnsupportedTable,
 )
@@ -332,7 +331,7 @@ def test_vocabulary_that_was_changed(tmp_path: Path, vocabulary_file: Path) -> N
         StoredTable(path)
     (path / "vocab.parquet").write_bytes(data)
     rewrite(path, lambda body: body["spec"].update(vocab_sha256="b" * 64))
-    with pytest.raises(SpecMismatch, match="b" * 64):
+    with pytest.raises(CorruptTable, match="b" * 64):
         StoredTable(path)
 
 

@@ -82,7 +82,7 @@ def hash_source(
     """
     if (vocabulary is None) != canonical:
         raise InvalidInput(
-            "canonical ids go without a vocabulary"
+            f"spec {spec.name}: canonical ids were given, and a vocabulary beside them; leave out one of the two"
             if canonical
             else f"spec {spec.name}: token ids need the vocabulary that maps them; give it, or say they are canonical"
         )

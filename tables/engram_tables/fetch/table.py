@@ -30,8 +30,6 @@ def open_table(path: str | Path) -> Table:
     ------
     TableError
         The directory is no table, or not a whole one, or not one that this version reads.
-    SpecMismatch
-        Its vocabulary is not the one its spec addresses.
     """
     return Table(StoredTable(path))
 

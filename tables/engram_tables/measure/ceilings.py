@@ -151,8 +151,10 @@ def fio_random_reads(path: Path, *, seconds: float, depth: int = _FIO_DEPTH) -> 
     program = shutil.which("fio")
     if program is None:
         return {"status": "waived", "reason": "fio is not installed"}
+    # fio runs elsewhere, and takes a colon for the end of a name.
+    name = str(path.resolve()).replace(":", "\\:")
     command = [
-        program, "--name=reads", f"--filename={path}", "--readonly", "--rw=randread", f"--bs={_BLOCK_BYTES}",
+        program, "--name=reads", f"--filename={name}", "--readonly", "--rw=randread", f"--bs={_BLOCK_BYTES}",
         "--direct=1", "--ioengine=io_uring", f"--iodepth={depth}", "--time_based",
         f"--runtime={max(seconds, 1):g}", "--randrepeat=0", "--norandommap", "--output-format=json",
     ]  # fmt: skip

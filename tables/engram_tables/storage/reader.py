@@ -25,7 +25,6 @@ from engram_tables.errors import (
     IncompleteTable,
     InvalidInput,
     NotATable,
-    SpecMismatch,
     TableError,
     UnsupportedTable,
 )
@@ -71,8 +70,6 @@ class StoredTable:
         A later schema, another codec or layout, or something that is no regular file.
     CorruptTable
         Manifest, header or vocabulary differ from their digests, or a file is too long.
-    SpecMismatch
-        The table's vocabulary is not the one its spec addresses.
 
     Notes
     -----
@@ -243,9 +240,10 @@ class StoredTable:
         if record is None:
             return
         if self.spec.vocab_sha256 not in (None, record.map_sha256):
-            raise SpecMismatch(
-                f"{self.path}: its spec addresses the vocabulary {self.spec.vocab_sha256}, the table holds "
-                f"{record.map_sha256}; build it again with the vocabulary of the spec"
+            raise self._corrupt(
+                MANIFEST_NAME,
+                f"its spec addresses the vocabulary {self.spec.vocab_sha256}, the table holds {record.map_sha256}, "
+                "so every row would be another token's",
             )
         self._vocabulary_fd = self._open_file(root, VOCABULARY_NAME, record.file_bytes)
         self._fds.append(self._vocabulary_fd)

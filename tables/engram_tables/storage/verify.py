@@ -79,7 +79,7 @@ def verify_table(
 
     Raises
     ------
-    TableError, SpecMismatch
+    TableError
         It does not open as a table.
     InvalidInput
         `sample` is less than 1.
