@@ -52,7 +52,7 @@ def bench_offload(
 
     \b
     Examples:
-      engram bench-offload my-table --corpus /usr/share/doc
+      engram bench-offload my-table --corpus /usr/share/doc --glob copyright
       engram bench-offload my-table --corpus notes.txt --from disk
       engram bench-offload my-table --corpus notes.txt --record run.json
     """
@@ -115,6 +115,11 @@ def _show(record: dict[str, Any]) -> None:
             f"rows of real text: {trace['tokens']:,} tokens of {trace['documents']:,} documents, "
             f"{trace['unique_row_ratio']:.0%} of the rows distinct"
         )
+        if trace["replaced_bytes"]:
+            console.show(
+                f"note: {trace['replaced_bytes']:,} bytes in {trace['replaced_files']:,} files are not UTF-8; were "
+                "these files text? choose them with --glob"
+            )
     else:
         console.show("uniform random rows: a bound, not real text (give --corpus for that)")
     for source, title in (("dram", "from memory"), ("disk", "from disk")):
@@ -133,8 +138,8 @@ def _show_part(title: str, part: dict[str, Any]) -> None:
     console.show()
     console.show(f"{title}: {_state(part)}")
     columns = (
-        "engine", "rows a batch", "rows/s", "µs a row", "pages a row", "p50 µs", "p99 µs", "CPU µs a row", "GB/s",
-        "of ceiling",
+        "engine", "rows a batch", "rows/s", "µs a row", "pages a row", "batch p50 µs", "batch p99 µs", "CPU µs a row",
+        "GB/s", "of ceiling",
     )  # fmt: skip
     rows = [
         (

@@ -32,7 +32,10 @@ def count(
         Path, typer.Option("--vocab", metavar="FILE", help="A vocabulary written by `engram build-vocab`.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The counts directory to write.")],
-    orders: Annotated[str, typer.Option("--orders", metavar="N,N", help="Orders to count, from 1 to 5.")] = "2,3,4",
+    orders: Annotated[
+        str,
+        typer.Option("--orders", metavar="N,N", help="Orders to count: 1 to 4, and 5 for vocabularies below 2^15 ids."),
+    ] = "2,3,4",
     glob: Glob = "*",
     exclude: Exclude = None,
     decode_errors: Annotated[
@@ -52,9 +55,9 @@ def count(
 
     \b
     Examples:
-      engram count book.txt --vocab v4.parquet -o counts
-      engram count /usr/lib/python3 --glob '*.py' --exclude test --vocab v4.parquet --orders 2,3 -o counts
-      zcat dump.gz | engram count - --vocab v4.parquet -o counts --json | jq .orders
+      engram count book.txt --vocab v4.vocab.parquet -o counts
+      engram count /usr/lib/python3 --glob '*.py' --exclude test --vocab v4.vocab.parquet --orders 2,3 -o counts
+      zcat dump.gz | engram count - --vocab v4.vocab.parquet -o counts --json | jq .orders
     """
     from engram_tables.address.vocabulary import load_vocabulary
     from engram_tables.corpus.count_corpus import plan_count, refuse_overlap, run_count

@@ -83,6 +83,8 @@ def _show_ngram(view: NgramView) -> None:
     show("  key " + ", ".join(f"{key:016x} in layer {layer_id}" for layer_id, key in view.keys.items()))
     if view.occurrences is not None:
         show(f"  occurs {view.occurrences:,} times in the corpus")
+    elif any(token.token_id is None for token in view.tokens):
+        show("  begins before the text, so it is not counted")
     counted = view.rows[0].n_sharers is not None
     header = (
         "layer",

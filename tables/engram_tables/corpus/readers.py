@@ -132,7 +132,7 @@ class Corpus:
             if self.decode_errors is DecodeErrors.STRICT:
                 raise InvalidInput(
                     f"{source}: byte {error.start:,} is 0x{raw[error.start]:02x} ({error.reason}), expected UTF-8; "
-                    "convert the file, leave it out by --glob, or replace such bytes by U+FFFD with "
+                    "convert the file, leave it out by --exclude, or replace such bytes by U+FFFD with "
                     "--decode-errors replace"
                 ) from None
         text = raw.decode(errors="replace")

@@ -13,6 +13,7 @@ import errno
 import mmap
 import os
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -46,7 +47,7 @@ class Engine(Protocol):
         """Wait for the reads in flight, then give files and mappings back."""
 
 
-class _LeasedEngine:
+class _LeasedEngine(ABC):
     """What engines have in common: no read outlives the files and memory it needs."""
 
     def __init__(self, name: str, table: StoredTable) -> None:
@@ -62,11 +63,12 @@ class _LeasedEngine:
         if self._leases.close():
             self._release()
 
+    @abstractmethod
     def _read(self, batch: Batch, out: NDArray[np.uint8], threads: int | None) -> None:
-        raise NotImplementedError
+        """Read the batch; the engine stays open meanwhile."""
 
-    def _release(self) -> None:
-        """Nothing is held."""
+    def _release(self) -> None:  # noqa: B027 (most engines hold nothing)
+        """Give back what the engine holds."""
 
 
 class MappingEngine(_LeasedEngine):

@@ -237,6 +237,7 @@ def _disk_points(run: Run, n_rows: int, ceilings: dict[str, Any]) -> list[dict[s
     fetchers = {name: Fetcher(run.table, name, run.plan.read_threads) for name in ("direct", "pread")}
     points = []
     for name, fetcher in verified(run, fetchers, run.draw(n_tokens), DISK).items():
+        run.start_over()
         drawn = Drawn(cold_files=run.files)
         case = make_case(run, n_tokens, fetcher, out, drawn)
         points.append(_cold_point(run, name, n_rows, case, drawn, ceilings, seconds=run.plan.seconds))
@@ -253,6 +254,7 @@ def _fault_points(run: Run, ceilings: dict[str, Any]) -> list[dict[str, Any]]:
         case = Case(prepare=faults.prepare, run=partial(faults.read, out=out))
         try:
             if verified(run, {name: faults.read}, faults.prepare(), DISK):
+                run.start_over()
                 faults.restart()
                 points.append(_cold_point(run, name, n_rows, case, faults.drawn, ceilings, seconds=0.0))
         finally:

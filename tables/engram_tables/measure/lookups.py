@@ -95,9 +95,13 @@ class Run:
         if wanted > self.trace.n_tokens:
             raise InvalidInput(
                 f"trace: found {self.trace.n_tokens} tokens, expected {wanted} or more for a batch of "
-                f"{n_rows} rows; give more text, or smaller batches"
+                f"{n_rows} rows; give more text, or smaller batches (--rows-per-batch)"
             )
         return wanted
+
+    def start_over(self) -> None:
+        """Draw the same batches once more, for another engine."""
+        self.rng = np.random.default_rng(self.plan.seed)
 
     def draw(self, n_tokens: int) -> Addresses:
         """A run of tokens from a random place of the trace."""

@@ -52,7 +52,8 @@ def text_trace(
 ) -> Trace:
     """The lookups of real text, each document addressed on its own.
 
-    Files are taken in a seeded random order until there are `text_bytes`; of a longer document its beginning.
+    Files are taken in a seeded random order until there are `text_bytes`; of a longer document its beginning. Bytes
+    that are not UTF-8 become U+FFFD and are counted in the description.
 
     Raises
     ------
@@ -89,6 +90,8 @@ def text_trace(
             "exclude": list(exclude),
             "documents": len(spans),
             "text_bytes": beginnings.n_bytes,
+            "replaced_bytes": corpus.replaced_bytes,
+            "replaced_files": corpus.replaced_files,
             "tokens": stream.n_tokens,
             "seed": seed,
             "unique_row_ratio": unique_ratio(addresses.rows),
