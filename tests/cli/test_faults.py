@@ -71,6 +71,7 @@ def test_a_full_disk_ends_with_5_and_leaves_nothing(tiny_tokenizer_json: Path, t
         assert ran.stdout.split() == [b"most"]
 
 
+@pytest.mark.slow  # what a signal meets depends on the moment: one of the kills at random moments
 @pytest.mark.parametrize("delay_s", [0.05, 0.6])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_end_with_130_and_without_a_traceback(number: signal.Signals, delay_s: float, tmp_path: Path) -> None:
@@ -87,7 +88,7 @@ def test_signals_end_with_130_and_without_a_traceback(number: signal.Signals, de
         for _ in range(6):
             child.send_signal(number)
             time.sleep(0.01)
-        _, err = child.communicate(timeout=60)
+        _, err = child.communicate(timeout=240)
     # Before the handlers stand, a few milliseconds after the interpreter's own start, the signal's default holds.
     assert child.returncode in ({130} if delay_s > 0.5 else {130, -number}), err
     assert b"Traceback" not in err or child.returncode == -number

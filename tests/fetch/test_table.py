@@ -156,7 +156,7 @@ def test_a_child_reads_on_after_a_fork(engine: str, tmp_path: Path) -> None:
         if child == 0:
             found = table.fetch_rows(1, rows, engine=engine, threads=2)
             os._exit(0 if np.array_equal(found, expected) else 1)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         done = 0
         while done == 0 and time.monotonic() < deadline:
             done, status = os.waitpid(child, os.WNOHANG)

@@ -43,7 +43,7 @@ def test_stopping_a_build_leaves_what_was_there(tmp_path: Path, stop: signal.Sig
         time.sleep(0.3)
         assert child.poll() is None, "the build ended before it could be stopped"
         child.send_signal(stop)
-        out, err = child.communicate(timeout=60)
+        out, err = child.communicate(timeout=240)
     finally:
         child.kill()
     assert child.returncode == 130, err
@@ -54,7 +54,7 @@ def test_stopping_a_build_leaves_what_was_there(tmp_path: Path, stop: signal.Sig
 
 
 def wait_for(condition: object, child: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not condition():  # type: ignore[operator]
         assert child.poll() is None, child.communicate()
         assert time.monotonic() < deadline
@@ -68,7 +68,7 @@ def in_small_filesystem(options: str, directory: Path, command: list[str]) -> tu
         pytest.skip("mounting a tmpfs in a private namespace is not permitted here")
     script = f'mount -t tmpfs -o {options} none {directory}; "$@"; echo "rc=$?"; ls -A {directory}'
     done = subprocess.run(
-        ["unshare", "-m", "sh", "-c", script, "sh", *command], capture_output=True, text=True, check=True, timeout=120
+        ["unshare", "-m", "sh", "-c", script, "sh", *command], capture_output=True, text=True, check=True, timeout=240
     )
     status, *left = done.stdout.split("rc=")[1].split("\n")
     return int(status), done.stderr, [name for name in left if name]
