@@ -25,7 +25,7 @@ LARGEST_FAST_MODULUS = 2**31 - 1
 _ROUNDING_MAGIC = 1.5 * 2.0**52
 # Positions hashed together: their windows and mixes stay in the first-level cache.
 BLOCK = 256
-# How a kernel takes remainders: see `hash_stream`.
+# How a kernel takes remainders: see `hash_tokens`.
 DIVIDE, REDUCE, REDUCE_PAST_CACHE = 0, 1, 2
 
 

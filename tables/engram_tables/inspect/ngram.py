@@ -146,8 +146,8 @@ def inspect_ngrams(
 
     Notes
     -----
-    Cost: a few records read; with counts, one pass over the corpus n-grams of each order asked for and each layer,
-    about 10 ns an n-gram and layer.
+    Cost: a few records read; with counts, one pass over the corpus n-grams of each order asked for and each
+    layer.
     """
     vocabulary = _table_vocabulary(table, vocabulary)
     if counts is not None:
