@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from engram_tables.address.spec import AddressSpec, LayerAddressing
+from engram_tables.address.spec import AddressSpec, HistoryRule, LayerAddressing
 from engram_tables.measure.environment import command_line, describe
 from engram_tables.measure.timing import Case, interleave
 from engram_tables.storage import reference
@@ -94,7 +94,8 @@ def make_plan(n_bytes: int, *, codec: str, layout: str, init: str) -> TablePlan:
         layer_id=LAYER_ID, multipliers=(1, 3), moduli=((n_rows,),), offsets=(0,), n_rows=n_rows
     )  # fmt: skip
     spec = AddressSpec(
-        name="bench", provenance="benchmark", canonical_size=1000, fill_id=2, orders=(2,), layers=(layer,),
+        name="bench", provenance="benchmark", canonical_size=1000, history=HistoryRule(fill_id=2), orders=(2,),
+        layers=(layer,),
         row_width=ROW_WIDTH,
     )  # fmt: skip
     return plan_table(spec, codec=codec, layout=layout, init=init)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from engram_tables.address.spec import AddressSpec, LayerAddressing
+from engram_tables.address.spec import AddressSpec, HistoryRule, LayerAddressing
 from engram_tables.fetch.reference import read_rows
 from engram_tables.fetch.table import Table, open_table
 from engram_tables.measure.ceilings import fio_random_reads
@@ -68,7 +68,8 @@ def one_layer(n_rows: int) -> AddressSpec:
     """A spec of one order and one head with `n_rows` rows of 256 values."""
     layer = LayerAddressing(layer_id=0, multipliers=(1, 3), moduli=((n_rows,),), offsets=(0,), n_rows=n_rows)
     return AddressSpec(
-        name="cold-benchmark", provenance="benchmarks/cold.py", canonical_size=1 << 20, fill_id=0, orders=(2,),
+        name="cold-benchmark", provenance="benchmarks/cold.py", canonical_size=1 << 20,
+        history=HistoryRule(fill_id=0), orders=(2,),
         layers=(layer,), row_width=256,
     )  # fmt: skip
 

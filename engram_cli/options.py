@@ -22,9 +22,18 @@ SpecFile = Annotated[
     Path | None,
     typer.Option("--spec", metavar="FILE", help="A spec written by `engram spec make` or `export`."),
 ]
-ConfigFile = Annotated[
+ModelPath = Annotated[
     Path | None,
-    typer.Option("--config", metavar="FILE", help="A model's config.json, either published spelling."),
+    typer.Option(
+        "--model",
+        "--config",
+        metavar="PATH",
+        help="What you hold of a model: its config.json, its directory, one .safetensors, or a .gguf.",
+    ),
+]
+Eos = Annotated[
+    int | None,
+    typer.Option("--eos", metavar="ID", help="The end of sequence that the hash uses, where a config lists several."),
 ]
 LayerIds = Annotated[
     str | None,

@@ -1,4 +1,4 @@
-"""One spec from the options that name one: --preset, --spec or --config."""
+"""One spec from the options that name one: --preset, --spec or --model."""
 
 from __future__ import annotations
 
@@ -18,37 +18,41 @@ def resolve_spec(
     *,
     preset: str | None = None,
     spec: Path | None = None,
-    config: Path | None = None,
+    model: Path | None = None,
+    eos: int | None = None,
     layers: str | None = None,
     vocab: Path | None = None,
 ) -> AddressSpec:
-    """The spec that exactly one of preset, spec and config names, held against the vocabulary where one is given."""
+    """The spec that exactly one of preset, spec and model names, held against the vocabulary where one is given."""
     from engram_tables.address.vocabulary import load_vocabulary
 
     vocabulary = None if vocab is None else load_vocabulary(vocab)
-    return resolve_with_vocabulary(preset=preset, spec=spec, config=config, layers=layers, vocabulary=vocabulary)
+    return resolve_with_vocabulary(preset=preset, spec=spec, model=model, eos=eos, layers=layers, vocabulary=vocabulary)
 
 
 def resolve_with_vocabulary(
     *,
     preset: str | None,
     spec: Path | None,
-    config: Path | None,
+    model: Path | None,
+    eos: int | None,
     layers: str | None,
     vocabulary: Vocabulary | None,
 ) -> AddressSpec:
     """The same with a vocabulary that is loaded already."""
-    from engram_tables.address.recipes import PRESETS, load_spec, spec_from_config
+    from engram_tables.address.models import spec_from_model
+    from engram_tables.address.presets import PRESETS, load_spec
     from engram_tables.errors import InvalidInput
 
-    if sum(source is not None for source in (preset, spec, config)) != 1:
-        raise typer.BadParameter("give exactly one of --preset, --spec and --config")
+    if sum(source is not None for source in (preset, spec, model)) != 1:
+        raise typer.BadParameter("give exactly one of --preset, --spec and --model")
+    if eos is not None and model is None:
+        raise typer.BadParameter("--eos goes with --model alone: presets and specs name their boundaries")
     layer_ids = None if layers is None else parse_integers(layers)
-    if config is not None:
+    if model is not None:
         if layer_ids is not None:
-            raise typer.BadParameter("--layers goes with --preset alone: a config names its layers")
-        return spec_from_config(config, vocabulary=vocabulary)
+            raise typer.BadParameter("--layers goes with --preset alone: a model names its layers")
+        return spec_from_model(model, vocabulary=vocabulary, eos=eos)
     if preset is not None and preset not in PRESETS:
         raise InvalidInput(f"preset {preset!r}: not known; the presets are {', '.join(PRESETS)}")
-    resolved = load_spec(preset if preset is not None else Path(str(spec)), layers=layer_ids)
-    return resolved if vocabulary is None else resolved.with_vocabulary(vocabulary)
+    return load_spec(preset if preset is not None else Path(str(spec)), layers=layer_ids, vocabulary=vocabulary)

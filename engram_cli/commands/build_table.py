@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engram_cli.console import emit, progress, say, show, show_table
-from engram_cli.options import ConfigFile, DryRun, Force, JsonFlag, LayerIds, Preset, SpecFile, Threads, VocabFile
+from engram_cli.options import DryRun, Eos, Force, JsonFlag, LayerIds, ModelPath, Preset, SpecFile, Threads, VocabFile
 
 if TYPE_CHECKING:
     from engram_tables.storage.writer import TablePlan
@@ -23,7 +23,8 @@ def build_table(
     ] = "packed",
     preset: Preset = None,
     spec: SpecFile = None,
-    config: ConfigFile = None,
+    model: ModelPath = None,
+    eos: Eos = None,
     layers: LayerIds = None,
     vocab: VocabFile = None,
     seed: Annotated[int, typer.Option("--seed", help="Of --init normal; the same seed gives the same bytes.")] = 0,
@@ -61,7 +62,7 @@ def build_table(
     from engram_tables.units import parse_bytes
 
     plan = writer.plan_table(
-        resolve_spec(preset=preset, spec=spec, config=config, layers=layers, vocab=vocab),
+        resolve_spec(preset=preset, spec=spec, model=model, eos=eos, layers=layers, vocab=vocab),
         codec=codec,
         layout=layout,
         init=init,

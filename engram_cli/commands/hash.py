@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from engram_cli.console import emit, say, show_table
-from engram_cli.options import ConfigFile, Force, JsonFlag, LayerIds, Preset, SpecFile, Threads, VocabFile
+from engram_cli.options import Eos, Force, JsonFlag, LayerIds, ModelPath, Preset, SpecFile, Threads, VocabFile
 from engram_cli.spec_source import resolve_with_vocabulary
 
 if TYPE_CHECKING:
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 def hash_ids(
     preset: Preset = None,
     spec: SpecFile = None,
-    config: ConfigFile = None,
+    model: ModelPath = None,
+    eos: Eos = None,
     layers: LayerIds = None,
     vocab: VocabFile = None,
     text: Annotated[str | None, typer.Option("--text", help="Text to tokenise and hash.")] = None,
@@ -68,7 +69,9 @@ def hash_ids(
     if output is not None:
         refuse_existing(output, force=force)
     vocabulary = None if vocab is None else load_vocabulary(vocab)
-    resolved = resolve_with_vocabulary(preset=preset, spec=spec, config=config, layers=layers, vocabulary=vocabulary)
+    resolved = resolve_with_vocabulary(
+        preset=preset, spec=spec, model=model, eos=eos, layers=layers, vocabulary=vocabulary
+    )
     hashed = hash_source(
         resolved,
         vocabulary=vocabulary,
@@ -96,6 +99,8 @@ def hash_ids(
 
 
 def _record(hashed: HashedTokens, spec: AddressSpec, position: int) -> dict[str, object]:
+    from engram_tables.address.hashing import exact_keys
+
     rows, keys = hashed.addresses
     token_ids = hashed.token_ids
     return {
@@ -107,18 +112,20 @@ def _record(hashed: HashedTokens, spec: AddressSpec, position: int) -> dict[str,
         "layer_ids": list(spec.layer_ids),
         "orders": list(spec.orders),
         "rows": rows[position].tolist(),
-        "keys": [[str(key) for key in layer] for layer in keys[position].tolist()],
+        "keys": [[str(key) for key in layer] for layer in exact_keys(keys[position])],
     }
 
 
 def _show_rows(hashed: HashedTokens, spec: AddressSpec) -> None:
+    from engram_tables.address.hashing import exact_keys
+
     table = []
     for position, canonical_id in enumerate(hashed.canonical_ids.tolist()):
         for layer_idx, layer_id in enumerate(spec.layer_ids):
             column = 0
             for order_idx, (order, n_heads) in enumerate(zip(spec.orders, spec.heads, strict=True)):
                 rows = hashed.addresses.rows[position, layer_idx, column : column + n_heads]
-                key = int(hashed.addresses.keys[position, layer_idx, order_idx])
+                key = exact_keys(hashed.addresses.keys[position, layer_idx, order_idx])
                 seen = "dead" if hashed.dead[position] else canonical_id
                 table.append((position, seen, layer_id, order, f"{key:016x}", " ".join(map(str, rows.tolist()))))
                 column += n_heads

@@ -74,7 +74,7 @@ def _show_ngram(view: NgramView) -> None:
     show(f"position {view.position}, order {view.order}: {''.join(_spell(token) for token in view.tokens)}")
     for token in view.tokens:
         if token.token_id is None:
-            show(f"  (before the text)  canonical {token.canonical_id}, the fill")
+            show(f"  (out of sight)  canonical {token.canonical_id}, the fill")
             continue
         others = ", ".join(repr(text) for text in token.folds_with)
         more = token.n_folded - 1 - len(token.folds_with)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from engram_cli.console import emit, say, show, show_table
-from engram_cli.options import ConfigFile, Force, JsonFlag, LayerIds, Preset, SpecFile, VocabFile
+from engram_cli.options import Eos, Force, JsonFlag, LayerIds, ModelPath, Preset, SpecFile, VocabFile
 from engram_cli.spec_source import resolve_spec
 
 if TYPE_CHECKING:
@@ -18,48 +18,61 @@ Output = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Fi
 
 
 def list_presets(json: JsonFlag = False) -> None:
-    """List the presets with their sizes.
+    """List the presets with their sizes: heads per order, width in values, bytes in the codec of each release.
 
     \b
     Examples:
       engram spec list
-      engram spec list --json | jq .rows
+      engram spec list --json | jq '[.name, .table_bytes]'
     """
-    from engram_tables.address.recipes import PRESETS
+    from engram_tables.storage.published import published_tables
 
     rows = []
-    for recipe in PRESETS.values():
-        table_rows = sum(modulus for layer in recipe.moduli() for heads in layer for modulus in heads)
-        columns = recipe.heads * len(recipe.orders)
-        record = {
-            "schema": "engram.preset/1",
-            "name": recipe.name,
-            "orders": list(recipe.orders),
-            "heads": recipe.heads,
-            "layers": None if recipe.layer_ids is None else list(recipe.layer_ids),
-            "n_layers": recipe.n_layers,
-            "row_width": recipe.row_width,
-            "rows": table_rows,
-            "values": table_rows * (recipe.row_width or 0),
-            "rows_per_token": columns * recipe.n_layers,
-            "provenance": recipe.provenance,
-        }
+    for table in published_tables():
+        outline = table.outline
         if json:
-            emit(record)
-        layers = "not certain" if recipe.layer_ids is None else ", ".join(map(str, recipe.layer_ids))
+            emit(
+                {
+                    "schema": "engram.preset/2",
+                    "name": table.name,
+                    "family": str(outline.family),
+                    "orders": list(outline.orders),
+                    "heads": list(outline.heads),
+                    "layers": None if outline.layer_ids is None else list(outline.layer_ids),
+                    "rows_per_table": list(outline.rows_per_table),
+                    "rows": outline.n_rows,
+                    "row_width": outline.row_width,
+                    "values": outline.n_rows * (outline.row_width or 0),
+                    "codec": table.codec,
+                    "row_bytes": table.row_bytes,
+                    "rows_per_token": outline.rows_per_token,
+                    "bytes_per_token": table.bytes_per_token,
+                    "table_bytes": table.table_bytes,
+                    "provenance": table.provenance,
+                }
+            )
         rows.append(
-            (recipe.name, ", ".join(map(str, recipe.orders)), layers, recipe.heads, recipe.row_width,
-             f"{table_rows:,}", f"{table_rows * (recipe.row_width or 0):,}", columns * recipe.n_layers)
+            (table.name, _range(outline.orders), _uniform(outline.heads), outline.row_width, f"{outline.n_rows:,}",
+             f"{table.row_bytes:,}", outline.rows_per_token, f"{table.bytes_per_token:,}", f"{table.table_bytes:,}")
         )  # fmt: skip
     if not json:
-        header = ("preset", "orders", "layers", "heads", "width", "rows", "values", "rows a token")
-        show_table("", header, rows, left=3)
+        header = ("preset", "orders", "heads", "width", "rows", "bytes a row", "rows a token", "bytes a token", "bytes")
+        show_table("", header, rows)
+
+
+def _range(orders: tuple[int, ...]) -> str:
+    return str(orders[0]) if len(orders) == 1 else f"{orders[0]}-{orders[-1]}"
+
+
+def _uniform(heads: tuple[int, ...]) -> str:
+    return str(heads[0]) if len(set(heads)) == 1 else ", ".join(map(str, heads))
 
 
 def show_spec(
     preset: Preset = None,
     spec: SpecFile = None,
-    config: ConfigFile = None,
+    model: ModelPath = None,
+    eos: Eos = None,
     layers: LayerIds = None,
     vocab: VocabFile = None,
     json: JsonFlag = False,
@@ -69,10 +82,11 @@ def show_spec(
     \b
     Examples:
       engram spec show --preset deepseek-v4.1-flash
-      engram spec show --config ./model/config.json --json | jq .fingerprint
+      engram spec show --model ./LongCat-Flash-Lite
+      engram spec show --model ./model/config.json --json | jq .fingerprint
       engram spec show --preset engram-27b --layers 2,15
     """
-    resolved = resolve_spec(preset=preset, spec=spec, config=config, layers=layers, vocab=vocab)
+    resolved = resolve_spec(preset=preset, spec=spec, model=model, eos=eos, layers=layers, vocab=vocab)
     if json:
         emit(resolved.to_json())
     else:
@@ -80,23 +94,65 @@ def show_spec(
 
 
 def _show_constants(spec: AddressSpec) -> None:
+    ids = "canonical ids" if spec.folded else "token ids, hashed as they are"
     show(f"name            {spec.name}")
     show(f"from            {spec.provenance}")
     show(f"fingerprint     {spec.fingerprint}")
-    show(f"vocabulary      {spec.canonical_size:,} canonical ids, map SHA-256 {spec.vocab_sha256 or 'not stated'}")
-    show(f"fill            canonical id {spec.fill_id} where the history is missing")
+    show(f"ids             {spec.canonical_size:,} {ids}; map SHA-256 {spec.vocab_sha256 or 'not stated'}")
+    show(f"hash            {_hash_words(spec)}")
+    for line in _history_words(spec):
+        show(f"history         {line}")
     show(f"orders          {', '.join(map(str, spec.orders))}, heads {', '.join(map(str, spec.heads))}")
     show(f"row width       {spec.row_width or 'not stated'}")
+    if spec.slices:
+        show(f"slices          values start-stop of each row, by layer: {_slice_words(spec)}")
+    if spec.separate_heads:
+        show("tensors         one a head in releases; row ids here run through all of them, head after head")
+    show(f"reduced         {spec.reduce or 'not stated'}")
     for layer in spec.layers:
         show()
         show(f"layer {layer.layer_id}: {layer.n_rows:,} rows")
-        show(f"  multipliers, newest token first: {' '.join(map(str, layer.multipliers))}")
+        if layer.multipliers:
+            show(f"  {_multiplier_words(spec)}: {' '.join(map(str, layer.multipliers))}")
         moduli = [modulus for heads in layer.moduli for modulus in heads]
         rows = [
             (order, head, f"{modulus:,}", f"{offset:,}")
             for (order, head), modulus, offset in zip(spec.columns(), moduli, layer.offsets, strict=True)
         ]
         show_table("", ("order", "head", "modulus", "offset"), rows, left=0)
+
+
+def _hash_words(spec: AddressSpec) -> str:
+    rules = [str(spec.mix.family), f"{spec.mix.word_bits}-bit words"]
+    rules += ["every order begins at the oldest token of the window"] if spec.mix.lagged else []
+    return ", ".join(rules)
+
+
+def _history_words(spec: AddressSpec) -> list[str]:
+    history = spec.history
+    lines = [f"id {history.fill_id} where it is missing"]
+    if history.boundary_ids:
+        seen = "seen by the next token alone" if history.boundary_visible else "not seen by the next token"
+        closed = "sees nothing before itself" if history.boundary_closed else "sees its own past"
+        lines.append(f"ends at id {', '.join(map(str, history.boundary_ids))}, which is {seen} and {closed}")
+    if history.replaced:
+        ranges = ", ".join(f"{start}-{stop - 1}" for start, stop in history.replaced)
+        lines.append(f"ids {ranges} are hashed as {history.replacement}")
+    return lines
+
+
+def _slice_words(spec: AddressSpec) -> str:
+    return ", ".join(f"{piece.layer_id}: {piece.start}-{piece.stop}" for piece in spec.slices)
+
+
+def _multiplier_words(spec: AddressSpec) -> str:
+    match spec.mix.family:
+        case "polynomial":
+            return "base"
+        case "salted-affine":
+            return "multipliers, column by column, newest token first"
+        case _:
+            return f"multipliers, {'oldest' if spec.mix.oldest_first else 'newest'} token first"
 
 
 def make_spec(
@@ -150,11 +206,13 @@ def make_spec(
 def export_spec(
     output: Output,
     form: Annotated[
-        str, typer.Option("--as", help="json, npz, or gguf (key-values of both public spellings, as JSON).")
+        str,
+        typer.Option("--as", help="json, npz, gguf (key-values of the public spellings, as JSON), or c (a header)."),
     ] = "json",
     preset: Preset = None,
     spec: SpecFile = None,
-    config: ConfigFile = None,
+    model: ModelPath = None,
+    eos: Eos = None,
     layers: LayerIds = None,
     vocab: VocabFile = None,
     force: Force = False,
@@ -167,17 +225,17 @@ def export_spec(
     \b
     Examples:
       engram spec export --preset deepseek-v4.1-flash --as npz -o v41.npz
-      engram spec export --config config.json --vocab v4.vocab.parquet --as gguf -o kv.json
+      engram spec export --model config.json --vocab v4.vocab.parquet --as gguf -o kv.json
     """
     import json as json_module
 
-    from engram_tables.address.recipes import gguf_key_values
+    from engram_tables.address.gguf_metadata import gguf_key_values
     from engram_tables.address.vocabulary import load_vocabulary
     from engram_tables.files import new_file
 
     if form not in ("json", "npz", "gguf"):
         raise typer.BadParameter(f"{form!r}; choose json, npz or gguf", param_hint="--as")
-    resolved = resolve_spec(preset=preset, spec=spec, config=config, layers=layers, vocab=vocab)
+    resolved = resolve_spec(preset=preset, spec=spec, model=model, eos=eos, layers=layers, vocab=vocab)
     if form == "npz":
         data = resolved.to_npz()
     else:

@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from engram_tables.address.recipes import load_spec
+    from engram_tables.address.presets import load_spec
     from engram_tables.address.vocabulary import load_vocabulary
     from engram_tables.fetch.table import open_table
 
@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "load_spec", "load_vocabulary", "open_table"]
 
 _HOME = {
-    "load_spec": "engram_tables.address.recipes",
+    "load_spec": "engram_tables.address.presets",
     "load_vocabulary": "engram_tables.address.vocabulary",
     "open_table": "engram_tables.fetch.table",
 }

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engram_tables import load_spec
-from engram_tables.address import kernels, reference
+from engram_tables.address import hashing, kernels, reference
 from engram_tables.address.hashing import hash_ngrams, hash_tokens
-from engram_tables.address.spec import AddressSpec, LayerAddressing
+from engram_tables.address.spec import AddressSpec, HistoryRule, LayerAddressing
 from engram_tables.errors import InvalidInput
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "deepseek-v4.1-flash.json").read_bytes())
@@ -50,22 +50,21 @@ def _spec(
             )
         )
     return AddressSpec(
-        name="t", provenance="test", canonical_size=canonical_size, fill_id=fill_id, orders=orders, layers=tuple(layers)
+        name="t",
+        provenance="test",
+        canonical_size=canonical_size,
+        history=HistoryRule(fill_id=fill_id),
+        orders=orders,
+        layers=tuple(layers),
     )
 
 
 def _reference(spec: AddressSpec, ids: list[int]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Rows and keys by the plain-Python reference; -1 where dead."""
-    per_layer = [
-        reference.address(
-            ids, orders=spec.orders, multipliers=layer.multipliers, moduli=layer.moduli, offsets=layer.offsets,
-            fill=spec.fill_id,
-        )
-        for layer in spec.layers
-    ]  # fmt: skip
+    per_layer = [reference.address(spec, layer, ids) for layer in spec.layers]
     rows = np.array([rows for rows, _ in per_layer], dtype=np.int64).reshape(len(spec.layers), len(ids), spec.n_columns)
     keys = np.array([keys for _, keys in per_layer], dtype=np.uint64)
-    return rows.swapaxes(0, 1), keys.reshape(len(spec.layers), len(ids), len(spec.orders)).swapaxes(0, 1)
+    return rows.swapaxes(0, 1), keys.reshape(len(spec.layers), len(ids), len(spec.orders), 1).swapaxes(0, 1)
 
 
 @pytest.mark.parametrize("name", GOLDEN["cases"])
@@ -96,9 +95,20 @@ def test_published_demo_rows() -> None:
 
 def test_latch_cases_from_the_public_tests() -> None:
     pad = 2
-    assert reference.window([100, 200, -1, 400], 3, max_order=4, fill=pad) == [400, pad, pad, pad]
-    assert reference.window([-1, 200, 300, 400], 3, max_order=4, fill=pad) == [400, 300, 200, pad]
-    assert reference.window([100, -1, 300], 1, max_order=4, fill=pad) == [pad] * 4
+    rule = HistoryRule(fill_id=pad)
+    assert reference.window([100, 200, -1, 400], 3, max_order=4, history=rule) == [
+        400,
+        pad,
+        pad,
+        pad,
+    ]
+    assert reference.window([-1, 200, 300, 400], 3, max_order=4, history=rule) == [
+        400,
+        300,
+        200,
+        pad,
+    ]
+    assert reference.window([100, -1, 300], 1, max_order=4, history=rule) == [pad] * 4
     # The kernels latch alike: a dead token equals the start of a sequence for whatever follows it.
     ids, dead = [100, 200, 7, 400], [False, False, True, False]
     np.testing.assert_array_equal(V41.address(ids, dead=dead).rows[3], V41.address([400]).rows[0])
@@ -160,17 +170,17 @@ def test_reduction_is_exact_near_every_multiple(modulus: int) -> None:
     """An id times the multiplier 1 is its own mix, so any mix below 2^32 can be fed in; two tokens reach the rest."""
     rng = np.random.default_rng(modulus)
     mixes = _adversarial_mixes(modulus, rng)
-    constants = kernels.HashConstants(
-        fill=np.uint64(0),
-        multipliers=np.ones((1, 1), dtype=np.uint64),
-        orders=np.array([1]),
-        group_order=np.array([0]),
-        group_column=np.array([0]),
-        group_valid=np.array([8]),
-        moduli=np.full(8, modulus, dtype=np.uint64),
-        reciprocals=1.0 / np.full(8, modulus, dtype=np.float64),
-        offsets=np.arange(8),
-    )
+    spec = AddressSpec(
+        name="t", provenance="test", canonical_size=2, history=HistoryRule(fill_id=0), orders=(1,),
+        layers=(
+            LayerAddressing(
+                layer_id=0, multipliers=(1,), moduli=((modulus,) * 8,), offsets=tuple(range(8)), n_rows=modulus + 8
+            ),
+        ),
+    )  # fmt: skip
+    # Past the checks: they would refuse ids above 2^32.
+    constants, form = hashing._prepare(spec)
+    assert form == kernels.REDUCE
     stream = np.array(mixes, dtype=np.int64)
     rows, keys = np.empty((len(mixes), 8), dtype=np.int64), np.empty(len(mixes), dtype=np.uint64)
     none_dead, history = np.empty(0, dtype=np.bool_), np.empty(0, dtype=np.int64)

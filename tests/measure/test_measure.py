@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engram_tables.address.spec import AddressSpec, LayerAddressing
+from engram_tables.address.spec import AddressSpec, HistoryRule, LayerAddressing
 from engram_tables.address.vocabulary import build_vocabulary
 from engram_tables.errors import BackendUnavailable, InvalidInput
 from engram_tables.fetch import engines
@@ -31,7 +31,7 @@ SPEC = AddressSpec(
     name="small",
     provenance="made for a test",
     canonical_size=1000,
-    fill_id=0,
+    history=HistoryRule(fill_id=0),
     orders=(2, 3),
     layers=tuple(
         LayerAddressing(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engram_tables.address.spec import AddressSpec, LayerAddressing
+from engram_tables.address.spec import AddressSpec, HistoryRule, LayerAddressing
 from engram_tables.storage.writer import TablePlan, build_table, plan_table
 
 
@@ -27,7 +27,7 @@ def small_spec(
         name="small",
         provenance="made for tests",
         canonical_size=1000,
-        fill_id=2,
+        history=HistoryRule(fill_id=2),
         orders=(2,),
         layers=layers,
         row_width=row_width,

@@ -258,7 +258,7 @@ def test_an_error_in_a_worker_stops_the_others(tmp_path: Path, monkeypatch: pyte
 
 
 def test_published_sizes() -> None:
-    from engram_tables.address.recipes import load_spec
+    from engram_tables.address.presets import load_spec
 
     spec = load_spec("deepseek-v4.1-flash")
     plan = plan_table(spec, codec="fp8-e4m3-e8m0", layout="packed", init="normal")

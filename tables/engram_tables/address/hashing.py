@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import chain
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engram_tables.address import kernels
-from engram_tables.address.spec import Addresses, AddressSpec, LayerAddressing
+from engram_tables.address.spec import Addresses, AddressSpec, Family, KeyForm, LayerAddressing
 from engram_tables.errors import InvalidInput
 from engram_tables.memory import CACHE_LINE_BYTES, aligned_bytes
 from engram_tables.threads import resolve_threads, run_slices
@@ -70,7 +71,8 @@ def hash_source(
     Parameters
     ----------
     vocabulary
-        Maps token ids to canonical ids; needed unless `canonical`.
+        Maps token ids to canonical ids. Needed for text, and for ids unless they are `canonical` or the spec hashes
+        token ids as they are.
     file
         Integers (tokens,) in a .npy, UTF-8 text otherwise.
     canonical
@@ -80,11 +82,15 @@ def hash_source(
     history
         Ids before the chunk, oldest first, -1 where dead.
     """
-    if (vocabulary is None) != canonical:
+    if canonical and vocabulary is not None:
         raise InvalidInput(
             f"spec {spec.name}: canonical ids were given, and a vocabulary beside them; leave out one of the two"
-            if canonical
-            else f"spec {spec.name}: text and token ids need the vocabulary (--vocab); canonical ids need --canonical"
+        )
+    is_text = text is not None or (file is not None and file.suffix != ".npy")
+    if vocabulary is None and (is_text or (spec.folded and not canonical)):
+        raise InvalidInput(
+            f"spec {spec.name}: {'text needs' if is_text else 'token ids need'} the vocabulary (--vocab)"
+            + ("; canonical ids need --canonical" if spec.folded else "; token ids are hashed as they are")
         )
     if file is not None and file.suffix == ".npy":
         given = _load_ids(file)
@@ -99,12 +105,13 @@ def hash_source(
         dead[position] = True
     before = np.array(history, dtype=np.int64)
     canonical_ids = given
-    if vocabulary is not None:
+    if vocabulary is not None and spec.folded:
         canonical_ids = np.full(len(given), DEAD)
         canonical_ids[~dead] = vocabulary.canonical(given[~dead])
         before[before != DEAD] = vocabulary.canonical(before[before != DEAD])
     addresses = hash_tokens(spec, canonical_ids, dead=dead, history=before, threads=threads)
-    return HashedTokens(None if vocabulary is None else given, canonical_ids, dead, addresses)
+    are_tokens = vocabulary is not None or not spec.folded
+    return HashedTokens(given if are_tokens else None, canonical_ids, dead, addresses)
 
 
 def _encode(vocabulary: Vocabulary | None, text: str) -> list[int]:
@@ -160,12 +167,12 @@ def hash_tokens(
     before = _history(spec, history)
     n_tokens = len(ids)
     shape = (n_tokens, len(spec.layers))
-    rows_shape, keys_shape = (*shape, spec.n_columns), (*shape, len(spec.orders))
+    rows_shape, keys_shape = (*shape, spec.n_columns), (*shape, len(spec.orders), spec.key_words)
     if out is None:
         out = Addresses(_empty(rows_shape).view(np.int64), _empty(keys_shape))
     _check_out("rows", out.rows, rows_shape, np.dtype(np.int64))
     _check_out("keys", out.keys, keys_shape, np.dtype(np.uint64))
-    constants, form = _prepare(spec, spec.layers, spec.orders)
+    constants, form = _prepare(spec)
     if form == kernels.REDUCE and _can_pass_cache(constants, out):
         form = kernels.REDUCE_PAST_CACHE
     flat_rows, flat_keys = out.rows.reshape(-1), out.keys.reshape(-1)
@@ -179,6 +186,16 @@ def hash_tokens(
     return out
 
 
+def exact_keys(keys: npt.NDArray[np.uint64]) -> Any:
+    """Keys as Python integers, the last axis (words) joined: nested lists, or one integer for one key.
+
+    >>> exact_keys(np.array([[5, 1]], dtype=np.uint64))
+    [18446744073709551621]
+    """
+    joined = sum(keys[..., word].astype(object) << (64 * word) for word in range(keys.shape[-1]))
+    return joined.tolist() if isinstance(joined, np.ndarray) else joined
+
+
 def hash_ngrams(
     spec: AddressSpec, layer_id: int, order: int, ngrams: npt.ArrayLike, *, threads: int | None = None
 ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
@@ -187,11 +204,11 @@ def hash_ngrams(
     Parameters
     ----------
     ngrams
-        Canonical ids (n, order), oldest token first.
+        Ids (n, order), oldest token first. The spec's replacements and boundaries hold inside of each.
 
     Returns
     -------
-    uint64 (n,) keys and int64 (n, heads) rows, global within the layer.
+    uint64 (n, words) keys and int64 (n, heads) rows, global within the layer.
 
     Raises
     ------
@@ -205,13 +222,14 @@ def hash_ngrams(
         raise InvalidInput(f"n-grams: found shape {windows.shape}, expected (n, {order})")
     _check_ids(spec, windows.reshape(-1), None)
     windows = np.ascontiguousarray(windows, dtype=np.uint32)
-    constants, form = _prepare(spec, (spec.layer(layer_id),), (order,))
+    constants, form = _prepare(spec, layer_id, order)
     n_heads = int(constants.group_valid.sum())
-    keys = np.empty(len(windows), dtype=np.uint64)
+    keys = np.empty((len(windows), spec.key_words), dtype=np.uint64)
     rows = np.empty((len(windows), n_heads), dtype=np.int64)
+    flat_rows, flat_keys = rows.reshape(-1), keys.reshape(-1)
 
     def hash_slice(start: int, stop: int) -> None:
-        kernels.hash_ngrams(windows, start, stop, constants, n_heads, form, rows.reshape(-1), keys)
+        kernels.hash_ngrams(windows, start, stop, constants, n_heads, form, flat_rows, flat_keys)
 
     run_slices(hash_slice, len(windows), threads=resolve_threads(threads), grain=_GRAIN_TOKENS)
     return keys, rows
@@ -279,38 +297,121 @@ def _check_out(name: str, array: npt.NDArray[np.generic], shape: tuple[int, ...]
 
 
 @lru_cache(maxsize=64)
-def _prepare(spec: AddressSpec, layers: tuple[LayerAddressing, ...], orders: tuple[int, ...]) -> _Prepared:
-    """Kernel arrays for some layers and orders of a spec, columns padded to groups of eight."""
-    lanes = kernels.LANES
-    order_idxs = [spec.orders.index(order) for order in orders]
-    first_column = np.cumsum((0, *(spec.heads[order_idx] for order_idx in order_idxs)))
-    groups = [
-        (place, start, min(lanes, spec.heads[order_idx] - start))
-        for place, order_idx in enumerate(order_idxs)
-        for start in range(0, spec.heads[order_idx], lanes)
-    ]
-    shape = (len(layers), len(groups), lanes)
+def _prepare(spec: AddressSpec, layer_id: int | None = None, order: int | None = None) -> _Prepared:
+    """Kernel arrays of a spec, or of one layer and order by itself, columns padded to groups of eight."""
+    layers = spec.layers if layer_id is None else (spec.layer(layer_id),)
+    orders = spec.orders if order is None else (order,)
+    columns = [column for column, (length, _) in enumerate(spec.columns()) if length in orders]
+    shares_mix = spec.key_form is KeyForm.MIX
+    groups = _groups([spec.columns()[column][0] for column in columns], orders, shares_mix=shares_mix)
+    shape = (len(layers), len(groups), kernels.LANES)
     moduli, offsets = np.ones(shape, dtype=np.uint64), np.zeros(shape, dtype=np.int64)
+    max_order = max(orders)
+    sums = np.zeros((*shape[:2], max_order, kernels.LANES), dtype=np.uint64)
     for layer_idx, layer in enumerate(layers):
-        for group, (place, start, valid) in enumerate(groups):
-            order_idx = order_idxs[place]
-            column = sum(spec.heads[:order_idx]) + start
-            moduli[layer_idx, group, :valid] = layer.moduli[order_idx][start : start + valid]
-            offsets[layer_idx, group, :valid] = layer.offsets[column : column + valid]
+        flat = list(chain.from_iterable(layer.moduli))
+        for group, (_, start, n_valid) in enumerate(groups):
+            for lane, column in enumerate(columns[start : start + n_valid]):
+                moduli[layer_idx, group, lane] = flat[column]
+                offsets[layer_idx, group, lane] = layer.offsets[column]
+                if not shares_mix:
+                    terms = _sum_terms(spec, layer, column)
+                    sums[layer_idx, group, : len(terms), lane] = terms
+    history = spec.history
+    spans = [_span(spec, length, alone=order is not None) for length in orders]
+    shared = np.zeros((len(layers), len(orders), max_order), dtype=np.uint64)
+    if shares_mix:
+        for layer_idx, layer in enumerate(layers):
+            for place, (length, span) in enumerate(zip(orders, spans, strict=True)):
+                shared[layer_idx, place, span.start : span.stop] = _shared_terms(spec, layer, length)
+    additions = [_addition(shared[:, place - 1 : place + 1], spans[place - 1 : place + 1])
+                 if place else (spans[0], False) for place in range(len(orders))]  # fmt: skip
     constants = kernels.HashConstants(
-        fill=np.uint64(spec.fill_id),
-        multipliers=np.array([layer.multipliers for layer in layers], dtype=np.uint64),
+        fill=np.uint64(history.fill_id),
+        boundaries=np.array(history.boundary_ids, dtype=np.int64),
+        visible=np.int64(history.boundary_visible),
+        closed=np.int64(history.boundary_closed),
+        replaced=np.array(history.replaced, dtype=np.int64).reshape(-1, 2),
+        replacement=np.int64(history.replacement),
+        max_order=np.int64(max_order),
+        multipliers=shared,
+        first_back=np.array([span.start for span, _ in additions]),
+        stop_back=np.array([span.stop for span, _ in additions]),
+        extends=np.array([extends for _, extends in additions]),
+        word_mask=np.uint64(2**spec.mix.word_bits - 1),
+        coefficients=np.empty(0, dtype=np.uint64) if shares_mix else sums.reshape(-1),
+        id_bits=np.int64(spec.id_bits),
+        key_words=np.int64(spec.key_words),
         orders=np.array(orders),
         group_order=np.array([place for place, _, _ in groups]),
-        group_column=np.array([first_column[place] + start for place, start, _ in groups]),
-        group_valid=np.array([valid for _, _, valid in groups]),
+        group_column=np.array([start for _, start, _ in groups]),
+        group_valid=np.array([n_valid for _, _, n_valid in groups]),
         moduli=moduli.reshape(-1),
         reciprocals=1.0 / moduli.reshape(-1),
         offsets=offsets.reshape(-1),
     )
-    used = [modulus for layer in layers for heads in layer.moduli for modulus in heads]
+    return _Prepared(constants, _form(spec))
+
+
+def _groups(lengths: Sequence[int], orders: Sequence[int], *, shares_mix: bool) -> list[tuple[int, int, int]]:
+    """(place of the order, first column, columns) of each group; `lengths` is the order of every column."""
+    lanes = kernels.LANES
+    if not shares_mix:
+        return [(0, start, min(lanes, len(lengths) - start)) for start in range(0, len(lengths), lanes)]
+    groups = []
+    for place, length in enumerate(orders):
+        first, n_heads = lengths.index(length), lengths.count(length)
+        groups += [(place, first + start, min(lanes, n_heads - start)) for start in range(0, n_heads, lanes)]
+    return groups
+
+
+def _span(spec: AddressSpec, order: int, *, alone: bool) -> range:
+    """The look-backs of an order's n-gram."""
+    lag = 0 if alone else spec.lag(order)
+    return range(lag, lag + order)
+
+
+def _shared_terms(spec: AddressSpec, layer: LayerAddressing, order: int) -> list[int]:
+    """Multipliers of an order's ids, newest first."""
+    if spec.mix.family is Family.IDENTITY:
+        return [1]
+    return list(layer.multipliers[:order][:: -1 if spec.mix.oldest_first else 1])
+
+
+def _sum_terms(spec: AddressSpec, layer: LayerAddressing, column: int) -> list[int]:
+    """Coefficients of a column's ids, newest first."""
+    order = spec.columns()[column][0]
+    if spec.mix.family is Family.POLYNOMIAL:
+        modulus = list(chain.from_iterable(layer.moduli))[column]
+        # The current id is not reduced, and its coefficient is 1 even under the modulus 1.
+        return [1, *(pow(layer.multipliers[0], back, modulus) for back in range(1, order))]
+    first = sum(length for length, _ in spec.columns()[:column])
+    return list(layer.multipliers[first : first + order])
+
+
+def _addition(multipliers: npt.NDArray[np.uint64], spans: Sequence[range]) -> tuple[range, bool]:
+    """The look-backs that an order adds, and whether to the mix of the order before it.
+
+    Parameters
+    ----------
+    multipliers
+        uint64 (layers, 2, max_order): of the order before and of this one.
+    """
+    before, here = spans
+    same = bool((multipliers[:, 0, before.start : before.stop] == multipliers[:, 1, before.start : before.stop]).all())
+    if same and before.start == here.start:
+        return range(before.stop, here.stop), True
+    if same and before.stop == here.stop:
+        return range(here.start, before.start), True
+    return here, False
+
+
+def _form(spec: AddressSpec) -> int:
+    used = [modulus for layer in spec.layers for heads in layer.moduli for modulus in heads]
+    if spec.mix.word_bits == 32:
+        return kernels.DIVIDE_SIGNED
     fast = min(used) >= kernels.SMALLEST_FAST_MODULUS and max(used) <= kernels.LARGEST_FAST_MODULUS
-    return _Prepared(constants, kernels.REDUCE if fast else kernels.DIVIDE)
+    return kernels.REDUCE if fast else kernels.DIVIDE
 
 
 def _empty(shape: tuple[int, ...]) -> npt.NDArray[np.uint64]:

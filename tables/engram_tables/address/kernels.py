@@ -1,9 +1,12 @@
-"""Numba kernels of the xor-multiply hash. Unchecked: `hashing.py` validates, `reference.py` is the slow twin.
+"""Numba kernels of every hash family. Unchecked: `hashing.py` validates, `reference.py` is the slow twin.
 
-The modulus is the cost. Eight columns at a time share one mix x, and x mod p is found without a division:
-q = round(x · (1/p)) in double precision is off by less than 0.875 for x < 2^63 and p > 2^13 (three roundings of
-2^-53 relative on q <= 2^50, and half a unit for the rounding to an integer), so r = x - q·p lies within (-p, p) and
-its low 32 bits, with p added once where r is negative, are the exact remainder for p < 2^31.
+Where the heads of an order share one mix x (xor-multiply, identity), eight columns at a time reduce that x. Where every
+column has a sum of its own (polynomial, salted affine), eight sums at a time are made in one vector and reduced there.
+
+The modulus is the cost, and x mod p is found without a division: q = round(x · (1/p)) in double precision is off by
+less than 0.875 for x < 2^63 and p > 2^13 (three roundings of 2^-53 relative on q <= 2^50, and half a unit for the
+rounding to an integer), so r = x - q·p lies within (-p, p) and its low 32 bits, with p added once where r is negative,
+are the exact remainder for p < 2^31.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
 from numba import njit, types
+from numba.core import cgutils
 
 from engram_tables.memory import intrinsic
 
@@ -26,18 +30,38 @@ _ROUNDING_MAGIC = 1.5 * 2.0**52
 # Positions hashed together: their windows and mixes stay in the first-level cache.
 BLOCK = 256
 # How a kernel takes remainders: see `hash_tokens`.
-DIVIDE, REDUCE, REDUCE_PAST_CACHE = 0, 1, 2
+DIVIDE, DIVIDE_SIGNED, REDUCE, REDUCE_PAST_CACHE = 0, 1, 2, 3
 
 
 class HashConstants(NamedTuple):
-    """The arrays a kernel reads; columns are held in groups of eight that never span two orders.
+    """The arrays a kernel reads; columns are held in groups of eight.
+
+    Where an order's heads share a mix, a group never spans two orders. Arrays that the family has no use for are empty.
 
     Attributes
     ----------
     fill
         uint64: id where the history is missing.
+    boundaries
+        int64 (boundaries,).
+    visible, closed
+        int64, 0 or 1: whether a boundary is seen by its successor, and whether it sees nothing before itself.
+    replaced
+        int64 (ranges, 2): half-open, ascending ranges of ids that become `replacement` (int64).
+    max_order
+        int64: length of a window.
     multipliers
-        uint64 (layers, max_order), newest token first.
+        uint64 (layers, orders, max_order): of a shared mix, by look-back.
+    first_back, stop_back
+        int64 (orders,): the look-backs that an order adds to its mix.
+    extends
+        bool (orders,): whether it adds them to the mix of the order before it, rather than to nothing.
+    word_mask
+        uint64: bits of a mix that are kept.
+    coefficients
+        uint64 (layers · groups · max_order · 8,): of sums per column, by look-back.
+    id_bits, key_words
+        int64: of keys that hold ids.
     orders
         int64 (orders,), ascending.
     group_order, group_column, group_valid
@@ -51,7 +75,20 @@ class HashConstants(NamedTuple):
     """
 
     fill: np.uint64
+    boundaries: npt.NDArray[np.int64]
+    visible: np.int64
+    closed: np.int64
+    replaced: npt.NDArray[np.int64]
+    replacement: np.int64
+    max_order: np.int64
     multipliers: npt.NDArray[np.uint64]
+    first_back: npt.NDArray[np.int64]
+    stop_back: npt.NDArray[np.int64]
+    extends: npt.NDArray[np.bool_]
+    word_mask: np.uint64
+    coefficients: npt.NDArray[np.uint64]
+    id_bits: np.int64
+    key_words: np.int64
     orders: npt.NDArray[np.int64]
     group_order: npt.NDArray[np.int64]
     group_column: npt.NDArray[np.int64]
@@ -61,44 +98,75 @@ class HashConstants(NamedTuple):
     offsets: npt.NDArray[np.int64]
 
 
+_WIDE, _DOUBLE = ir.VectorType(ir.IntType(64), LANES), ir.VectorType(ir.DoubleType(), LANES)
+
+
+def _load(builder: Any, address: Any, vector: Any) -> Any:
+    return builder.load(builder.inttoptr(address, vector.as_pointer()), align=8)
+
+
+def _splat(builder: Any, address: Any, vector: Any) -> Any:
+    """A vector of eight times the number at `address`."""
+    undefined = ir.Constant(vector, ir.Undefined)
+    value = builder.load(builder.inttoptr(address, vector.element.as_pointer()), align=8)
+    first = builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0))
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+    return builder.shuffle_vector(first, undefined, zeros)
+
+
+def _store_rows(builder: Any, mixes: Any, doubles: Any, constants_at: Any, out_at: Any, *, past_cache: bool) -> None:
+    """Code for out[0:8] = mixes mod moduli[0:8] + offsets[0:8]; `past_cache` stores need `out` on a 64-byte line."""
+    halves = ir.VectorType(ir.IntType(32), 2 * LANES)
+    low_half = ir.Constant(_WIDE, [2**32 - 1] * LANES)
+    moduli_at, reciprocals_at, offsets_at = constants_at
+    modulus = _load(builder, moduli_at, _WIDE)
+    # Fusing the two spares an instruction; either rounding is within the bound above.
+    estimate = builder.fmul(doubles, _load(builder, reciprocals_at, _DOUBLE), flags=("contract",))
+    magic = ir.Constant(_DOUBLE, [_ROUNDING_MAGIC] * LANES)
+    rounded = builder.fadd(estimate, magic, flags=("contract",))
+    # Only low halves matter from here on; a product of two of them is one instruction everywhere.
+    quotient = builder.and_(builder.bitcast(rounded, _WIDE), low_half)
+    product = builder.mul(quotient, builder.and_(modulus, low_half))
+    remainder = builder.sub(mixes, product)
+    # A negative remainder is a huge unsigned one, so the smaller of r and r + p is the right one.
+    low, lifted = (builder.bitcast(v, halves) for v in (remainder, builder.add(remainder, modulus)))
+    exact = builder.select(builder.icmp_unsigned("<", low, lifted), low, lifted)
+    local = builder.and_(builder.bitcast(exact, _WIDE), low_half)
+    rows = builder.add(local, _load(builder, offsets_at, _WIDE))
+    out = builder.inttoptr(out_at, _WIDE.as_pointer())
+    if past_cache:
+        _store_past_cache(builder, rows, out)
+    else:
+        builder.store(rows, out, align=8)
+
+
 def _reduce_eight_generator(*, past_cache: bool) -> Any:
-    """Code for out[0:8] = mix mod moduli[0:8] + offsets[0:8]; `past_cache` stores need `out` on a 64-byte line."""
+    """Code that reduces one mix, which is given as an integer and as a double, by eight moduli."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        wide, double = ir.VectorType(ir.IntType(64), LANES), ir.VectorType(ir.DoubleType(), LANES)
-        halves = ir.VectorType(ir.IntType(32), 2 * LANES)
-        low_half = ir.Constant(wide, [2**32 - 1] * LANES)
-        mix_at, double_at, moduli_at, reciprocals_at, offsets_at, out_at = args
+        mix_at, double_at, *constants_at, out_at = args
+        mixes, doubles = _splat(builder, mix_at, _WIDE), _splat(builder, double_at, _DOUBLE)
+        _store_rows(builder, mixes, doubles, constants_at, out_at, past_cache=past_cache)
+        return context.get_dummy_value()
 
-        def load(address: Any, vector: Any) -> Any:
-            return builder.load(builder.inttoptr(address, vector.as_pointer()), align=8)
+    return generate
 
-        def splat(address: Any, vector: Any) -> Any:
-            undefined = ir.Constant(vector, ir.Undefined)
-            value = builder.load(builder.inttoptr(address, vector.element.as_pointer()), align=8)
-            first = builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0))
-            zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
-            return builder.shuffle_vector(first, undefined, zeros)
 
-        modulus = load(moduli_at, wide)
-        # Fusing the two spares an instruction; either rounding is within the bound above.
-        estimate = builder.fmul(splat(double_at, double), load(reciprocals_at, double), flags=("contract",))
-        magic = ir.Constant(double, [_ROUNDING_MAGIC] * LANES)
-        rounded = builder.fadd(estimate, magic, flags=("contract",))
-        # Only low halves matter from here on; a product of two of them is one instruction everywhere.
-        quotient = builder.and_(builder.bitcast(rounded, wide), low_half)
-        product = builder.mul(quotient, builder.and_(modulus, low_half))
-        remainder = builder.sub(splat(mix_at, wide), product)
-        # A negative remainder is a huge unsigned one, so the smaller of r and r + p is the right one.
-        low, lifted = (builder.bitcast(v, halves) for v in (remainder, builder.add(remainder, modulus)))
-        exact = builder.select(builder.icmp_unsigned("<", low, lifted), low, lifted)
-        local = builder.and_(builder.bitcast(exact, wide), low_half)
-        rows = builder.add(local, load(offsets_at, wide))
-        out = builder.inttoptr(out_at, wide.as_pointer())
-        if past_cache:
-            _store_past_cache(builder, rows, out)
-        else:
-            builder.store(rows, out, align=8)
+def _sum_eight_generator(*, past_cache: bool) -> Any:
+    """Code that makes eight sums of id times coefficient over the look-backs, and reduces each by its modulus."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        window_at, n_back, coefficients_at, *constants_at, out_at = args
+        sums = cgutils.alloca_once_value(builder, ir.Constant(_WIDE, [0] * LANES))  # type: ignore[no-untyped-call]
+        with cgutils.for_range(builder, n_back) as loop:
+            back = builder.zext(loop.index, ir.IntType(64)) if loop.index.type.width < 64 else loop.index
+            token_at = builder.add(window_at, builder.mul(back, ir.Constant(ir.IntType(64), BLOCK * 8)))
+            coefficient_at = builder.add(coefficients_at, builder.mul(back, ir.Constant(ir.IntType(64), LANES * 8)))
+            product = builder.mul(_splat(builder, token_at, _WIDE), _load(builder, coefficient_at, _WIDE))
+            builder.store(builder.add(builder.load(sums), product), sums)
+        mixes = builder.load(sums)
+        doubles = builder.uitofp(mixes, _DOUBLE)
+        _store_rows(builder, mixes, doubles, constants_at, out_at, past_cache=past_cache)
         return context.get_dummy_value()
 
     return generate
@@ -120,6 +188,26 @@ def _reduce_eight_past_cache(
     """The same, storing past the cache."""
     signature = types.void(mix, mix_double, moduli, reciprocals, offsets, out)
     return signature, _reduce_eight_generator(past_cache=True)
+
+
+@intrinsic
+def _sum_eight(
+    typing_context: Any, window: Any, n_back: Any, coefficients: Any, moduli: Any, reciprocals: Any, offsets: Any,
+    out: Any,
+) -> Any:  # fmt: skip
+    """`window` is the address of the newest id; an older one stands `BLOCK` ids further each."""
+    signature = types.void(window, n_back, coefficients, moduli, reciprocals, offsets, out)
+    return signature, _sum_eight_generator(past_cache=False)
+
+
+@intrinsic
+def _sum_eight_past_cache(
+    typing_context: Any, window: Any, n_back: Any, coefficients: Any, moduli: Any, reciprocals: Any, offsets: Any,
+    out: Any,
+) -> Any:  # fmt: skip
+    """The same, storing past the cache."""
+    signature = types.void(window, n_back, coefficients, moduli, reciprocals, offsets, out)
+    return signature, _sum_eight_generator(past_cache=True)
 
 
 @intrinsic
@@ -168,19 +256,19 @@ def hash_tokens(ids, dead, history, start, stop, constants, n_columns, form, row
         Positions among the tokens, `start` a multiple of `BLOCK`; look-backs read before it, so any split
         gives the same result.
     form
-        `DIVIDE` for moduli of any size, `REDUCE` where all are within the bounds above, `REDUCE_PAST_CACHE` where
-        besides every group is full, and `rows` and `keys` begin on a 64-byte line.
+        `DIVIDE` for moduli of any size, `DIVIDE_SIGNED` for mixes of 32 bits, `REDUCE` where all moduli are within the
+        bounds above, `REDUCE_PAST_CACHE` where besides every group is full, and `rows` and `keys` begin on a 64-byte
+        line.
     rows
         int64 (tokens · layers · columns,), written for these positions alone.
     keys
-        uint64 (tokens · layers · orders,), likewise.
+        uint64 (tokens · layers · orders · words,), likewise.
     """
-    n_layers, max_order = constants.multipliers.shape
+    max_order = constants.max_order
     lead = max_order - 1
     stream = np.empty(lead + BLOCK, dtype=np.int64)
     windows = np.empty((max_order, BLOCK), dtype=np.uint64)
-    mixes = np.empty((n_layers, constants.orders.size, BLOCK), dtype=np.uint64)
-    doubles = np.empty((n_layers, constants.orders.size, BLOCK), dtype=np.float64)
+    mixes, doubles = _block_buffers(constants)
     for first in range(start, stop, BLOCK):
         n = min(BLOCK, stop - first)
         n_before = max(0, lead - first)
@@ -188,7 +276,11 @@ def hash_tokens(ids, dead, history, start, stop, constants, n_columns, form, row
         for place in range(n_before, lead + n):
             position = first - lead + place
             stream[place] = -1 if dead.size and dead[position] else np.int64(ids[position])
-        _fill_windows(stream, n, constants.fill, windows)
+        if constants.replaced.size:
+            for place in range(lead + n):
+                if stream[place] >= 0:
+                    stream[place] = _hashed_id(stream[place], constants.replaced, constants.replacement)
+        _fill_windows(stream, n, constants, windows)
         _hash_block(windows, n, first, constants, n_columns, form, mixes, doubles, rows, keys)
     _fence()
 
@@ -204,48 +296,133 @@ def hash_ngrams(ngrams, start, stop, constants, n_columns, form, rows, keys):  #
     rows
         int64 (n · n_columns,), written for start … stop alone.
     keys
-        uint64 (n,), likewise.
+        uint64 (n · words,), likewise.
     """
     order = ngrams.shape[1]
     windows = np.empty((order, BLOCK), dtype=np.uint64)
-    mixes = np.empty((1, 1, BLOCK), dtype=np.uint64)
-    doubles = np.empty((1, 1, BLOCK), dtype=np.float64)
+    mixes, doubles = _block_buffers(constants)
+    literal = constants.boundaries.size == 0 and constants.replaced.size == 0
     for first in range(start, stop, BLOCK):
         n = min(BLOCK, stop - first)
-        for back in range(order):
-            for i in range(n):
-                windows[back, i] = ngrams[first + i, order - 1 - back]
+        if literal:
+            for back in range(order):
+                for i in range(n):
+                    windows[back, i] = ngrams[first + i, order - 1 - back]
+        else:
+            _fill_ngram_windows(ngrams, first, n, constants, windows)
         _hash_block(windows, n, first, constants, n_columns, form, mixes, doubles, rows, keys)
 
 
 @njit(cache=True, nogil=True)
-def _fill_windows(stream, n, fill, windows):  # type: ignore[no-untyped-def]
-    """windows[back, i]: the id `back` before token i of the stream, or `fill` once anything since then is dead."""
+def _block_buffers(constants):  # type: ignore[no-untyped-def]
+    """Mixes, which are the keys, and the same as doubles; packed ids in their place where columns have own sums."""
+    n_layers = constants.moduli.size // (LANES * constants.group_order.size)
+    n_keys = constants.orders.size * constants.key_words
+    mixes = np.empty((n_layers, n_keys, BLOCK), dtype=np.uint64)
+    doubles = np.empty((n_layers, 0 if constants.coefficients.size else n_keys, BLOCK), dtype=np.float64)
+    return mixes, doubles
+
+
+@njit(cache=True, nogil=True)
+def _hashed_id(token, replaced, replacement):  # type: ignore[no-untyped-def]
+    """`replacement` if one of the ascending ranges holds `token`, else the token."""
+    low, high = 0, replaced.shape[0]
+    while low < high:
+        middle = (low + high) // 2
+        if replaced[middle, 1] <= token:
+            low = middle + 1
+        else:
+            high = middle
+    return replacement if low < replaced.shape[0] and replaced[low, 0] <= token else token
+
+
+@njit(cache=True, nogil=True)
+def _is_boundary(token, boundaries):  # type: ignore[no-untyped-def]
+    """Whether the id is one of a few."""
+    for boundary in boundaries:  # noqa: SIM110 (generators are slow in kernels)
+        if token == boundary:
+            return True
+    return False
+
+
+@njit(cache=True, nogil=True)
+def _fill_windows(stream, n, constants, windows):  # type: ignore[no-untyped-def]
+    """windows[back, i]: the id `back` before token i of the stream, or the fill where that is out of sight."""
     lead = windows.shape[0] - 1
+    fill, boundaries = constants.fill, constants.boundaries
+    # How many ids, its own included, the token at hand sees; and how many its successor sees besides its own.
     live = np.empty(BLOCK, dtype=np.int64)
     run = 0
-    for place in range(lead):
-        run = run + 1 if stream[place] >= 0 else 0
-    for i in range(n):
-        run = run + 1 if stream[lead + i] >= 0 else 0
-        live[i] = run
+    for place in range(lead + n):
+        token = stream[place]
+        run = run + 1 if token >= 0 else 0
+        seen = run
+        if boundaries.size and _is_boundary(token, boundaries):
+            seen = 1 if constants.closed else run
+            run = constants.visible
+        if place >= lead:
+            live[place - lead] = seen
     for back in range(lead + 1):
-        shifted, seen = stream[lead - back :], windows[back]
+        shifted, seen_ids = stream[lead - back :], windows[back]
         for i in range(n):
-            token = np.uint64(shifted[i])
-            seen[i] = token if back < live[i] else fill
+            token_id = np.uint64(shifted[i])
+            seen_ids[i] = token_id if back < live[i] else fill
+
+
+@njit(cache=True, nogil=True)
+def _fill_ngram_windows(ngrams, first, n, constants, windows):  # type: ignore[no-untyped-def]
+    """The same for n-grams that stand by themselves, oldest token first."""
+    order = ngrams.shape[1]
+    for i in range(n):
+        is_open = True
+        for back in range(order):
+            token = np.int64(ngrams[first + i, order - 1 - back])
+            token = _hashed_id(token, constants.replaced, constants.replacement)
+            is_boundary = _is_boundary(token, constants.boundaries)
+            hidden = not is_open or (back > 0 and is_boundary and not constants.visible)
+            windows[back, i] = constants.fill if hidden else np.uint64(token)
+            is_open = is_open and not (is_boundary and (back > 0 or constants.closed))
 
 
 @njit(cache=True, nogil=True)
 def _hash_block(windows, n, first, constants, n_columns, form, mixes, doubles, rows, keys):  # type: ignore[no-untyped-def]
     """Mix, then reduce, `n` windows whose results stand from `first` on."""
+    past_cache = form == REDUCE_PAST_CACHE
+    if constants.coefficients.size:
+        for layer in range(mixes.shape[0]):
+            _pack_ids(windows, n, constants, mixes[layer])
+        _store_keys(mixes, n, first, past_cache, keys)
+        if form == DIVIDE:
+            _divide_sums(windows, n, first, constants, n_columns, rows)
+        else:
+            _reduce_sums(windows, n, first, constants, n_columns, past_cache, rows)
+        return
     for layer in range(mixes.shape[0]):
-        _mix_windows(windows, n, constants.multipliers[layer], constants.orders, mixes[layer], doubles[layer])
-    _store_keys(mixes, n, first, form == REDUCE_PAST_CACHE, keys)
-    if form == DIVIDE:
-        _divide_block(mixes, n, first, constants, n_columns, rows)
+        _mix_windows(windows, n, constants, constants.multipliers[layer], mixes[layer], doubles[layer])
+    _store_keys(mixes, n, first, past_cache, keys)
+    if form in (DIVIDE, DIVIDE_SIGNED):
+        _divide_block(mixes, n, first, constants, n_columns, form == DIVIDE_SIGNED, rows)
     else:
-        _reduce_block(mixes, doubles, n, first, constants, n_columns, form == REDUCE_PAST_CACHE, rows)
+        _reduce_block(mixes, doubles, n, first, constants, n_columns, past_cache, rows)
+
+
+@njit(cache=True, nogil=True)
+def _pack_ids(windows, n, constants, packed):  # type: ignore[no-untyped-def]
+    """packed[order · words + word, i]: the ids of an n-gram, newest in the lowest bits."""
+    id_bits, n_words = constants.id_bits, constants.key_words
+    for order_idx in range(constants.orders.size):
+        words = packed[order_idx * n_words : (order_idx + 1) * n_words]
+        words[:, :n] = 0
+        for back in range(constants.orders[order_idx]):
+            seen = windows[back]
+            word, shift = back * id_bits // 64, np.uint64(back * id_bits % 64)
+            low = words[word]
+            for i in range(n):
+                low[i] |= seen[i] << shift
+            if shift + np.uint64(id_bits) > np.uint64(64):
+                high, unshift = words[word + 1], np.uint64(64) - shift
+                for i in range(n):
+                    high[i] |= seen[i] >> unshift
 
 
 @njit(cache=True, nogil=True)
@@ -271,26 +448,25 @@ def _store_keys(mixes, n, first, past_cache, keys):  # type: ignore[no-untyped-d
 
 
 @njit(cache=True, nogil=True)
-def _mix_windows(windows, n, multipliers, orders, mixes, doubles):  # type: ignore[no-untyped-def]
-    """mixes[order, i]: the running exclusive-or over the first orders[order] look-backs, and the same as a double."""
-    back = 0
-    for order in range(orders.size):
+def _mix_windows(windows, n, constants, multipliers, mixes, doubles):  # type: ignore[no-untyped-def]
+    """mixes[order, i]: the exclusive-or of id times multiplier over an order's look-backs, and the same as a double."""
+    for order in range(constants.orders.size):
         mixed, as_double = mixes[order], doubles[order]
-        seen, multiplier = windows[back], multipliers[back]
-        if order == 0:
-            for i in range(n):
-                mixed[i] = seen[i] * multiplier
-        else:
+        back = constants.first_back[order]
+        seen, multiplier = windows[back], multipliers[order, back]
+        if constants.extends[order]:
             before = mixes[order - 1]
             for i in range(n):
                 mixed[i] = before[i] ^ (seen[i] * multiplier)
-        back += 1
-        while back < orders[order]:
-            seen, multiplier = windows[back], multipliers[back]
+        else:
+            for i in range(n):
+                mixed[i] = seen[i] * multiplier
+        for later in range(back + 1, constants.stop_back[order]):
+            seen, multiplier = windows[later], multipliers[order, later]
             for i in range(n):
                 mixed[i] ^= seen[i] * multiplier
-            back += 1
         for i in range(n):
+            mixed[i] &= constants.word_mask
             as_double[i] = np.float64(np.int64(mixed[i]))
 
 
@@ -349,8 +525,8 @@ def _reduce_block(mixes, doubles, n, first, constants, n_columns, past_cache, ro
 
 
 @njit(cache=True, nogil=True)
-def _divide_block(mixes, n, first, constants, n_columns, rows):  # type: ignore[no-untyped-def]
-    """The same for moduli of any size, with the processor's division."""
+def _divide_block(mixes, n, first, constants, n_columns, is_signed, rows):  # type: ignore[no-untyped-def]
+    """The same for moduli of any size, with the processor's division; `is_signed` mixes are 32-bit words."""
     n_layers, n_groups = mixes.shape[0], constants.group_order.size
     for i in range(n):
         for layer in range(n_layers):
@@ -359,4 +535,65 @@ def _divide_block(mixes, n, first, constants, n_columns, rows):  # type: ignore[
                 column = ((first + i) * n_layers + layer) * n_columns + constants.group_column[group]
                 for lane in range(constants.group_valid[group]):
                     flat = (layer * n_groups + group) * LANES + lane
-                    rows[column + lane] = np.int64(mix % constants.moduli[flat]) + constants.offsets[flat]
+                    if is_signed:
+                        remainder = np.int64(np.int32(mix)) % np.int64(constants.moduli[flat])
+                    else:
+                        remainder = np.int64(mix % constants.moduli[flat])
+                    rows[column + lane] = remainder + constants.offsets[flat]
+
+
+@njit(cache=True, nogil=True)
+def _reduce_sums(windows, n, first, constants, n_columns, past_cache, rows):  # type: ignore[no-untyped-def]
+    """Rows of `n` windows whose columns have sums of their own, eight columns at a time, without a division."""
+    n_groups = constants.group_order.size
+    n_flat = constants.moduli.size // LANES
+    n_back = np.uint64(constants.max_order)
+    windows_at, coefficients_at = np.uint64(windows.ctypes.data), np.uint64(constants.coefficients.ctypes.data)
+    moduli_at, offsets_at = np.uint64(constants.moduli.ctypes.data), np.uint64(constants.offsets.ctypes.data)
+    reciprocals_at = np.uint64(constants.reciprocals.ctypes.data)
+    row_bytes = np.uint64(n_flat // n_groups * n_columns * 8)
+    out_at = np.uint64(rows.ctypes.data) + np.uint64(first) * row_bytes
+    scratch = np.empty(LANES, dtype=np.int64)
+    scratch_at = np.uint64(scratch.ctypes.data)
+    word, line = np.uint64(8), np.uint64(LANES * 8)
+    column = first * (n_flat // n_groups) * n_columns
+    for i in range(np.uint64(n)):
+        shift, coefficient_shift = np.uint64(0), np.uint64(0)
+        window_at = windows_at + i * word
+        for flat in range(n_flat):
+            valid = constants.group_valid[flat % n_groups]
+            if past_cache:
+                _sum_eight_past_cache(
+                    window_at, n_back, coefficients_at + coefficient_shift,
+                    moduli_at + shift, reciprocals_at + shift, offsets_at + shift, out_at + shift,
+                )  # fmt: skip
+            else:
+                _sum_eight(
+                    window_at, n_back, coefficients_at + coefficient_shift,
+                    moduli_at + shift, reciprocals_at + shift, offsets_at + shift, scratch_at,
+                )  # fmt: skip
+                for lane in range(valid):
+                    rows[column + lane] = scratch[lane]
+            column += valid
+            shift += line
+            coefficient_shift += n_back * line
+        out_at += row_bytes
+
+
+@njit(cache=True, nogil=True)
+def _divide_sums(windows, n, first, constants, n_columns, rows):  # type: ignore[no-untyped-def]
+    """The same for moduli of any size, with the processor's division."""
+    n_groups = constants.group_order.size
+    n_layers, max_order = constants.moduli.size // (LANES * n_groups), constants.max_order
+    for i in range(n):
+        for layer in range(n_layers):
+            for group in range(n_groups):
+                column = ((first + i) * n_layers + layer) * n_columns + constants.group_column[group]
+                for lane in range(constants.group_valid[group]):
+                    flat = layer * n_groups + group
+                    total = np.uint64(0)
+                    for back in range(max_order):
+                        at = (flat * max_order + back) * LANES + lane
+                        total += windows[back, i] * constants.coefficients[at]
+                    at = flat * LANES + lane
+                    rows[column + lane] = np.int64(total % constants.moduli[at]) + constants.offsets[at]

@@ -1,88 +1,186 @@
-"""Where specs come from: presets, a model's config.json, flags, files.
+"""How the constants of each family are derived: what no checkpoint holds, or what its arrays are checked against.
 
-A recipe derives the constants that no checkpoint holds. Source: DeepSeek's published engram code, held against the
-constants that its releases publish.
+Every recipe states where its rule was read. `presets.py` names the published ones, `configs.py` reads them from a
+model's config.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate
-from pathlib import Path
-from typing import Any
+from math import ceil
 
-from engram_tables.address.primes import next_prime
+from engram_tables.address.primes import is_prime, next_prime
 from engram_tables.address.random_stream import Pcg64
-from engram_tables.address.spec import AddressSpec, LayerAddressing, read_json, read_spec
-from engram_tables.address.vocabulary import Vocabulary
-from engram_tables.errors import InvalidInput, SpecMismatch
-from engram_tables.units import int_from_json
+from engram_tables.address.spec import AddressSpec, Family, HistoryRule, LayerAddressing, MixRule, RowSlice
+from engram_tables.address.spec_checks import MAX_ORDER
+from engram_tables.address.vocabulary import Rule, Vocabulary
+from engram_tables.errors import InvalidInput
 
-_LAYER_SEED_STEP = 10007
+LAYER_SEED_STEP = 10007
 _INT64_MAX = 2**63 - 1
+_MASK64 = 2**64 - 1
+_MAX_COLUMNS = 2**16
 
-V4_VOCAB_SHA256 = "c60a86322ec17b4142bfef3c57a8d81fb428550cdf487f88a4320cb59fe46481"
-V3_VOCAB_SHA256 = "cd48cb62d9cca1baaf08d9e7795ad3d4c22b6c56f0f070178b9e3a52694ea930"
-# Vocabularies whose map is published: in both, raw pad id 2 maps to canonical id 2.
-_PUBLISHED_VOCABULARIES = {99_092: V4_VOCAB_SHA256, 98_627: V3_VOCAB_SHA256}
-_PUBLISHED_FILL = {2: 2}
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outline:
+    """The sizes of a spec, known even where its constants are not.
+
+    Attributes
+    ----------
+    heads
+        Per order.
+    layer_ids
+        Decoder layers that read rows; None where they are not certain.
+    rows_per_table
+        One table a layer, or one for all of them.
+    """
+
+    family: Family
+    orders: tuple[int, ...]
+    heads: tuple[int, ...]
+    layer_ids: tuple[int, ...] | None
+    rows_per_table: tuple[int, ...]
+    row_width: int | None
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of all tables."""
+        return sum(self.rows_per_table)
+
+    @property
+    def rows_per_token(self) -> int:
+        """Rows read for one token from all tables."""
+        return sum(self.heads) * len(self.rows_per_table)
+
+
+class Recipe(ABC):
+    """What the constants of a spec are derived from."""
+
+    name: str
+    provenance: str
+
+    @abstractmethod
+    def resolve(self, layer_ids: Sequence[int] | None = None, *, vocabulary: Vocabulary | None = None) -> AddressSpec:
+        """The spec with every constant derived.
+
+        Parameters
+        ----------
+        layer_ids
+            For recipes whose layers are not certain.
+        vocabulary
+            Bound to the spec; gives the vocabulary's size where the recipe does not know it.
+
+        Raises
+        ------
+        InvalidInput
+            What is needed to derive a constant is not known, or no such table can be.
+        """
+
+    def outline(self) -> Outline:
+        """Sizes alone; cheaper than `resolve`, and possible where that is not."""
+        spec = self.resolve()
+        return Outline(
+            family=spec.mix.family,
+            orders=spec.orders,
+            heads=spec.heads,
+            layer_ids=tuple(piece.layer_id for piece in spec.slices) or spec.layer_ids,
+            rows_per_table=tuple(layer.n_rows for layer in spec.layers),
+            row_width=spec.row_width,
+        )
+
+
+def _check_range(name: str, what: str, found: int, least: int, most: int) -> None:
+    if not least <= found <= most:
+        raise InvalidInput(f"{name}: {what} is {found}, expected {least:,} to {most:,}")
+
+
+def _layer(
+    layer_id: int, multipliers: Sequence[int], moduli: Sequence[Sequence[int]], *, divisor: int = 1
+) -> LayerAddressing:
+    """A layer whose heads follow one another, padded to a multiple of `divisor` rows."""
+    ends = list(accumulate(modulus for heads in moduli for modulus in heads))
+    return LayerAddressing(
+        layer_id=layer_id,
+        multipliers=tuple(multipliers),
+        moduli=tuple(tuple(heads) for heads in moduli),
+        offsets=(0, *ends[:-1]),
+        n_rows=ceil(ends[-1] / divisor) * divisor if divisor > 1 else ends[-1],
+    )
+
+
+def _bound(spec: AddressSpec, vocabulary: Vocabulary | None) -> AddressSpec:
+    return spec if vocabulary is None else spec.with_vocabulary(vocabulary)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeepSeekRecipe:
-    """What the constants of a DeepSeek-style table are derived from.
+class DeepSeekRecipe(Recipe):
+    """Unused primes from a base on, restarted for each order; seeded odd multipliers by layer id.
+
+    Source: DeepSeek's engram demo and V4.1's reference code; engram-peft, which mixes oldest token first with a lag.
 
     Attributes
     ----------
     canonical_size
-        Size of the compressed vocabulary; the multipliers depend on it.
+        Size of the compressed vocabulary, on which the multipliers depend; None where a vocabulary must tell.
     bases
         Per order: the primes of its heads are at least this large.
     layer_ids
-        None where they are not certain: sizes can be told, rows cannot.
+        In the order in which they take their primes; None where they are not certain.
     n_layers
         Number of layers, known even where their ids are not.
     fill_id
-        Canonical id of the padding token.
+        Canonical id of the padding token; None where a vocabulary must map `pad_token`.
     """
 
     name: str
     provenance: str
-    canonical_size: int
+    canonical_size: int | None
     orders: tuple[int, ...]
     heads: int
     bases: tuple[int, ...]
     layer_ids: tuple[int, ...] | None
     n_layers: int
-    fill_id: int
+    fill_id: int | None
+    pad_token: int | None = None
     row_width: int | None = None
     seed: int = 0
+    folded: bool = True
     vocab_sha256: str | None = None
+    mix: MixRule = field(default_factory=MixRule)
 
     def __post_init__(self) -> None:
         for found, least, most, what in (
             (self.heads, 1, 2**12, "heads"),
             (self.n_layers, 1, 2**12, "layers"),
-            (self.canonical_size, 1, 2**30, "canonical_size"),
-            (len(self.orders), 1, 16, "number of orders"),
-            (max(self.orders, default=0), 1, 16, "largest order"),
-            (self.heads * self.n_layers * len(self.orders), 1, 2**16, "columns of all layers"),
+            (1 if self.canonical_size is None else self.canonical_size, 1, 2**30, "canonical_size"),
+            (len(self.orders), 1, MAX_ORDER, "number of orders"),
+            (max(self.orders, default=0), 1, MAX_ORDER, "largest order"),
+            (self.heads * self.n_layers * len(self.orders), 1, _MAX_COLUMNS, "columns of all layers"),
             (min(self.bases, default=0), 2, 2**40, "rows a head"),
             (max(self.bases, default=0), 2, 2**40, "rows a head"),
         ):
-            if not least <= found <= most:
-                raise InvalidInput(f"{self.name}: {what} is {found}, expected {least} to {most}")
+            _check_range(self.name, what, found, least, most)
         if len(self.bases) != len(self.orders):
             raise InvalidInput(f"{self.name}: {len(self.bases)} base sizes, expected {len(self.orders)}, one an order")
+
+    def outline(self) -> Outline:
+        return Outline(
+            family=Family.XOR_MULTIPLY,
+            orders=self.orders,
+            heads=(self.heads,) * len(self.orders),
+            layer_ids=self.layer_ids,
+            rows_per_table=tuple(sum(map(sum, layer)) for layer in self.moduli()),
+            row_width=self.row_width,
+        )
 
     def moduli(self) -> list[list[list[int]]]:
         """Primes per layer, order and head: the smallest unused ones from each order's base on."""
         used: set[int] = set()
-        layers = []
-        for _ in range(self.n_layers):
-            layers.append([self._head_primes(base, used) for base in self.bases])
-        return layers
+        return [[self._head_primes(base, used) for base in self.bases] for _ in range(self.n_layers)]
 
     def _head_primes(self, base: int, used: set[int]) -> list[int]:
         primes, last = [], base - 1
@@ -92,14 +190,44 @@ class DeepSeekRecipe:
             primes.append(last)
         return primes
 
-    def multipliers(self, layer_id: int) -> tuple[int, ...]:
+    def multipliers(self, layer_id: int, canonical_size: int) -> tuple[int, ...]:
         """Odd multipliers of one layer, one a look-back: no product with a canonical id passes 2^63."""
-        bound = max(1, _INT64_MAX // self.canonical_size // 2)
-        stream = Pcg64(self.seed + _LAYER_SEED_STEP * layer_id)
+        bound = max(1, _INT64_MAX // canonical_size // 2)
+        stream = Pcg64(self.seed + LAYER_SEED_STEP * layer_id)
         return tuple(2 * stream.integers_below(bound) + 1 for _ in range(max(self.orders)))
 
-    def resolve(self, layer_ids: Sequence[int] | None = None) -> AddressSpec:
-        """The spec with every constant derived; InvalidInput where the layer ids are not known."""
+    def resolve(self, layer_ids: Sequence[int] | None = None, *, vocabulary: Vocabulary | None = None) -> AddressSpec:
+        """The spec with every constant derived; see `Recipe.resolve`."""
+        ids = self._certain_layers(layer_ids)
+        canonical_size, fill_id = self.canonical_size, self.fill_id
+        if canonical_size is None or fill_id is None:
+            if vocabulary is None:
+                raise InvalidInput(
+                    f"{self.name}: its multipliers depend on the size of the model's own compressed vocabulary, and "
+                    "its fill on the map; give --vocab, or the config that was saved with the adapter"
+                )
+            canonical_size = vocabulary.canonical_size if canonical_size is None else canonical_size
+            fill_id = int(vocabulary.canonical([self.pad_token])[0]) if fill_id is None else fill_id
+        layers = (
+            _layer(layer_id, self.multipliers(layer_id, canonical_size), moduli)
+            for layer_id, moduli in zip(ids, self.moduli(), strict=True)
+        )
+        spec = AddressSpec(
+            name=self.name,
+            provenance=self.provenance,
+            canonical_size=canonical_size,
+            folded=self.folded,
+            mix=self.mix,
+            history=HistoryRule(fill_id=fill_id),
+            orders=self.orders,
+            layers=tuple(layers),
+            row_width=self.row_width,
+            reduce="rows concatenated, column after column",
+            vocab_sha256=self.vocab_sha256,
+        )
+        return _bound(spec, vocabulary)
+
+    def _certain_layers(self, layer_ids: Sequence[int] | None) -> tuple[int, ...]:
         ids = tuple(layer_ids) if layer_ids is not None else self.layer_ids
         if ids is None:
             raise InvalidInput(
@@ -110,190 +238,7 @@ class DeepSeekRecipe:
             raise InvalidInput(f"{self.name}: found layers {ids}, expected {self.layer_ids}: these are published")
         if len(ids) != self.n_layers:
             raise InvalidInput(f"{self.name}: found {len(ids)} layer ids, expected {self.n_layers}")
-        layers = []
-        for layer_id, moduli in zip(ids, self.moduli(), strict=True):
-            flat = [modulus for heads in moduli for modulus in heads]
-            ends = list(accumulate(flat))
-            layers.append(
-                LayerAddressing(
-                    layer_id=layer_id,
-                    multipliers=self.multipliers(layer_id),
-                    moduli=tuple(tuple(heads) for heads in moduli),
-                    offsets=(0, *ends[:-1]),
-                    n_rows=ends[-1],
-                )
-            )
-        return AddressSpec(
-            name=self.name,
-            provenance=self.provenance,
-            canonical_size=self.canonical_size,
-            fill_id=self.fill_id,
-            orders=self.orders,
-            layers=tuple(layers),
-            row_width=self.row_width,
-            vocab_sha256=self.vocab_sha256,
-        )
-
-
-def _paper_recipe(name: str, rows_per_head: int) -> DeepSeekRecipe:
-    return DeepSeekRecipe(
-        name=name,
-        provenance="arXiv 2601.07372, Table 5; layer ids uncertain",
-        canonical_size=98_627,
-        orders=(2, 3),
-        heads=8,
-        bases=(rows_per_head, rows_per_head),
-        layer_ids=None,
-        n_layers=2,
-        fill_id=2,
-        row_width=80,
-        vocab_sha256=V3_VOCAB_SHA256,
-    )
-
-
-PRESETS: dict[str, DeepSeekRecipe] = {
-    recipe.name: recipe
-    for recipe in (
-        DeepSeekRecipe(
-            name="deepseek-v4.1-flash",
-            provenance="config.json of DeepSeek-V4.1-Flash",
-            canonical_size=99_092,
-            orders=(2, 3, 4),
-            heads=8,
-            bases=(16_000_000,) * 3,
-            layer_ids=(1, 14),
-            n_layers=2,
-            fill_id=2,
-            row_width=256,
-            vocab_sha256=V4_VOCAB_SHA256,
-        ),
-        DeepSeekRecipe(
-            name="engram-demo",
-            provenance="engram_demo_v1.py of deepseek-ai/Engram",
-            canonical_size=98_627,
-            orders=(2, 3),
-            heads=8,
-            bases=(646_400, 646_400),
-            layer_ids=(1, 15),
-            n_layers=2,
-            fill_id=2,
-            row_width=64,
-            vocab_sha256=V3_VOCAB_SHA256,
-        ),
-        _paper_recipe("engram-27b", 2_262_400),
-        _paper_recipe("engram-40b", 7_239_680),
-    )
-}
-
-
-def load_spec(path_or_preset: str | Path, *, layers: Sequence[int] | None = None) -> AddressSpec:
-    """The spec of a preset's name, or in a .json or .npz file that `engram spec` wrote.
-
-    Parameters
-    ----------
-    layers
-        Layer ids, for a preset whose ids are not certain.
-
-    Raises
-    ------
-    InvalidInput
-        Neither a preset nor a file, or a file that is no spec.
-    """
-    if str(path_or_preset) in PRESETS:
-        return PRESETS[str(path_or_preset)].resolve(layers)
-    path = Path(path_or_preset)
-    if not path.is_file():
-        raise InvalidInput(f"{path}: neither a file nor a preset; the presets are {', '.join(PRESETS)}")
-    if layers is not None:
-        raise InvalidInput(f"{path}: a spec file names its layers itself; leave out --layers")
-    return read_spec(path)
-
-
-def spec_from_config(config: Path, *, vocabulary: Vocabulary | None = None) -> AddressSpec:
-    """The spec of a model's config.json: the Hugging Face form (under `text_config`) or the flat inference form.
-
-    Parameters
-    ----------
-    vocabulary
-        Maps the config's padding token to its canonical id. Without one, only the two published vocabularies are known.
-
-    Raises
-    ------
-    InvalidInput
-        A key is missing or contradicts another one.
-    SpecMismatch
-        The derived row counts differ from those the config states.
-    """
-    data = read_json(config)
-    recipe = _recipe_from_config(data, str(config), vocabulary)
-    spec = recipe.resolve()
-    stated = _config_integers(_engram_section(data, str(config)), "engram_num_embeddings", str(config))
-    derived = [layer.n_rows for layer in spec.layers]
-    if stated is not None and stated != derived:
-        raise SpecMismatch(
-            f"{config}: engram_num_embeddings states {stated} rows, its other keys derive {derived}; "
-            "one of them was changed"
-        )
-    return spec if vocabulary is None else spec.with_vocabulary(vocabulary)
-
-
-def _engram_section(data: Any, where: str) -> Mapping[str, Any]:
-    for section in (data, data.get("text_config") if isinstance(data, dict) else None):
-        if isinstance(section, dict) and "engram_layer_ids" in section:
-            return section
-    raise InvalidInput(f"{where}: no engram_layer_ids, at the top or in text_config; is it the config of such a model?")
-
-
-def _recipe_from_config(data: Any, where: str, vocabulary: Vocabulary | None) -> DeepSeekRecipe:
-    section = _engram_section(data, where)
-
-    def integer(*names: str) -> int:
-        for name in names:
-            if name in section:
-                return int_from_json(section[name], f"{where}: {name}")
-        raise InvalidInput(f"{where}: no key {' or '.join(names)}, expected an integer")
-
-    layer_ids = _config_integers(section, "engram_layer_ids", where) or []
-    max_order = integer("engram_max_ngram_size")
-    if not 2 <= max_order <= 16:
-        raise InvalidInput(f"{where}: engram_max_ngram_size is {max_order}, expected 2 to 16")
-    orders = tuple(range(2, max_order + 1))
-    canonical_size = integer("engram_compressed_vocab_size")
-    pad_token = integer("engram_pad_token_id", "engram_pad_id")
-    return DeepSeekRecipe(
-        name=Path(where).name if not isinstance(section.get("_name_or_path"), str) else section["_name_or_path"],
-        provenance=f"config {Path(where).name}",
-        canonical_size=canonical_size,
-        orders=orders,
-        heads=integer("engram_n_heads"),
-        bases=(integer("engram_vocab_size"),) * len(orders),
-        layer_ids=tuple(layer_ids),
-        n_layers=len(layer_ids),
-        fill_id=canonical_fill(pad_token, canonical_size, vocabulary, where),
-        row_width=integer("engram_head_dim"),
-        seed=integer("engram_seed") if "engram_seed" in section else 0,
-        vocab_sha256=_PUBLISHED_VOCABULARIES.get(canonical_size),
-    )
-
-
-def canonical_fill(pad_token: int, canonical_size: int, vocabulary: Vocabulary | None, where: str) -> int:
-    """Canonical id of the padding token, from the vocabulary or from the published ones; never guessed."""
-    if vocabulary is not None:
-        return int(vocabulary.canonical([pad_token])[0])
-    if canonical_size in _PUBLISHED_VOCABULARIES and pad_token in _PUBLISHED_FILL:
-        return _PUBLISHED_FILL[pad_token]
-    raise InvalidInput(
-        f"{where}: padding token {pad_token} is a token id, and the vocabulary of {canonical_size:,} canonical ids is "
-        "none of the published ones; give --vocab, so that its canonical id is known"
-    )
-
-
-def _config_integers(section: Mapping[str, Any], key: str, where: str) -> list[int] | None:
-    if key not in section:
-        return None
-    if not isinstance(section[key], list):
-        raise InvalidInput(f"{where}: {key} is {section[key]!r}, expected a list of integers")
-    return [int_from_json(value, f"{where}: {key}") for value in section[key]]
+        return ids
 
 
 def make_recipe(
@@ -308,7 +253,7 @@ def make_recipe(
     pad_token: int,
     seed: int = 0,
 ) -> DeepSeekRecipe:
-    """A recipe of one's own.
+    """A recipe of one's own, by DeepSeek's rules.
 
     Parameters
     ----------
@@ -330,60 +275,324 @@ def make_recipe(
         fill_id=int(vocabulary.canonical([pad_token])[0]),
         row_width=row_width,
         seed=seed,
+        folded=vocabulary.rule is not Rule.IDENTITY,
         vocab_sha256=vocabulary.map_sha256,
     )
 
 
-def gguf_key_values(
-    spec: AddressSpec, *, arch: str = "deepseek41", vocabulary: Vocabulary | None = None
-) -> dict[str, Any]:
-    """The GGUF metadata of both public spellings, as {spelling: {key: {"type", "value"}}}.
+@dataclass(frozen=True, kw_only=True)
+class QwenRecipe(Recipe):
+    """Consecutive primes from a base on, never used twice; splitmix64 multipliers by the layer's ordinal.
 
-    Integers past 2^53 and all u64 values are decimal strings, since many writers read JSON numbers as doubles. The
-    token map is given with a vocabulary alone.
+    Source: `Qwen4Exp` code in transformers and vLLM; held against the arrays of the released checkpoint.
+
+    Attributes
+    ----------
+    layer_ids
+        Decoder layers, from 0, ascending (the config counts them from 1).
+    eos_token
+        Boundary and fill.
+    divisor
+        Rows are padded to a multiple of it.
     """
-    for found, expected in (
-        (f"orders {spec.orders}", spec.orders == tuple(range(2, spec.max_order + 1)) or "2 up to the largest"),
-        (f"heads {spec.heads}", len(set(spec.heads)) == 1 or "as many for each order"),
-        (f"row width {spec.row_width}", spec.row_width is not None or "a number"),
-        (f"{max(layer.n_rows for layer in spec.layers):,} rows",
-         all(layer.n_rows < 2**32 for layer in spec.layers) or "less than 2^32 a layer"),
-    ):  # fmt: skip
-        if expected is not True:
+
+    name: str
+    provenance: str
+    vocab_size: int
+    orders: tuple[int, ...]
+    heads: int
+    base: int
+    divisor: int
+    layer_ids: tuple[int, ...]
+    eos_token: int
+    row_width: int | None = None
+    seed: int = 1234
+
+    def __post_init__(self) -> None:
+        for found, least, most, what in (
+            (self.heads, 1, 2**12, "heads"),
+            (self.vocab_size, 1, 2**30, "vocab_size"),
+            (max(self.orders, default=0), 2, MAX_ORDER, "largest order"),
+            (self.heads * len(self.layer_ids) * len(self.orders), 1, _MAX_COLUMNS, "columns of all layers"),
+            (self.base, 2, 2**40, "ngram_vocab_size_base"),
+            (self.divisor, 1, 2**30, "make_ngram_vocab_size_divisible_by"),
+        ):
+            _check_range(self.name, what, found, least, most)
+
+    def multipliers(self, ordinal: int) -> tuple[int, ...]:
+        """Odd multipliers of the layer of that ordinal: no product with a token id passes 2^63."""
+        half = max(1, _INT64_MAX // self.vocab_size // 2)
+        seed = self.seed + LAYER_SEED_STEP * ordinal
+        # The increment is added once here and once more inside of splitmix64.
+        seeds = (seed + _GOLDEN * (back + 1) & _MASK64 for back in range(max(self.orders)))
+        return tuple(2 * (_splitmix64(value) % half) + 1 for value in seeds)
+
+    def resolve(self, layer_ids: Sequence[int] | None = None, *, vocabulary: Vocabulary | None = None) -> AddressSpec:
+        """The spec with every constant derived; see `Recipe.resolve`."""
+        _refuse_layers(self.name, layer_ids)
+        last, layers = self.base - 1, []
+        for ordinal, layer_id in enumerate(self.layer_ids):
+            moduli: list[list[int]] = []
+            for _ in self.orders:
+                moduli.append([])
+                for _ in range(self.heads):
+                    last = next_prime(last)
+                    moduli[-1].append(last)
+            layers.append(_layer(layer_id, self.multipliers(ordinal), moduli, divisor=self.divisor))
+        spec = AddressSpec(
+            name=self.name,
+            provenance=self.provenance,
+            canonical_size=self.vocab_size,
+            folded=False,
+            history=HistoryRule(fill_id=self.eos_token, boundary_ids=(self.eos_token,)),
+            orders=self.orders,
+            layers=tuple(layers),
+            row_width=self.row_width,
+            reduce="rows concatenated, column after column",
+        )
+        return _bound(spec, vocabulary)
+
+
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+def _splitmix64(value: int) -> int:
+    """Steele, Lea and Flood's generator, one step from `value`, modulo 2^64."""
+    value = value + _GOLDEN & _MASK64
+    value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 & _MASK64
+    value = (value ^ value >> 27) * 0x94D049BB133111EB & _MASK64
+    return value ^ value >> 31
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongCatRecipe(Recipe):
+    """A polynomial in the vocabulary's size; head i of all has int(ratio · vocabulary + 2 i + 1) rows, prime or not.
+
+    Source: LongCat's modelling code and its copies in vLLM and SGLang.
+
+    Attributes
+    ----------
+    neighbours
+        The largest order (`emb_neighbor_num`).
+    splits
+        Heads an order (`emb_split_num`).
+    ratio
+        `ngram_vocab_size_ratio`; its product with the vocabulary's size is taken in double precision, as theirs is.
+    special_ranges
+        Half-open ranges of special tokens, which hash as 0 and through which no later token sees
+        (`ngram_exclude_sp_token`); empty where that rule is off.
+    ignored_ids
+        Ids that hash as 0 (`oe_ignored_token_ids`).
+    """
+
+    name: str
+    provenance: str
+    vocab_size: int
+    hidden_size: int
+    neighbours: int
+    splits: int
+    ratio: float
+    eos_token: int
+    special_ranges: tuple[tuple[int, int], ...] = ()
+    ignored_ids: tuple[int, ...] = ()
+    reduce: str | None = None
+
+    def __post_init__(self) -> None:
+        for found, least, most, what in (
+            (self.neighbours, 2, MAX_ORDER, "emb_neighbor_num"),
+            (self.splits, 1, 2**12, "emb_split_num"),
+            (self.vocab_size, 1, 2**30, "vocab_size"),
+            (self.hidden_size, 1, 2**20, "hidden_size"),
+        ):
+            _check_range(self.name, what, found, least, most)
+        if not 0 < self.ratio < 2**20:
+            raise InvalidInput(f"{self.name}: ngram_vocab_size_ratio is {self.ratio}, expected more than 0")
+
+    def resolve(self, layer_ids: Sequence[int] | None = None, *, vocabulary: Vocabulary | None = None) -> AddressSpec:
+        """The spec with every constant derived; see `Recipe.resolve`."""
+        _refuse_layers(self.name, layer_ids)
+        orders = tuple(range(2, self.neighbours + 1))
+        n_tables = self.splits * len(orders)
+        sizes = [int(self.ratio * self.vocab_size + table * 2 + 1) for table in range(n_tables)]
+        moduli = [sizes[start : start + self.splits] for start in range(0, n_tables, self.splits)]
+        spec = AddressSpec(
+            name=self.name,
+            provenance=self.provenance,
+            canonical_size=self.vocab_size,
+            folded=False,
+            mix=MixRule(family=Family.POLYNOMIAL),
+            history=self._history(),
+            orders=orders,
+            layers=(_layer(0, (self.vocab_size,), moduli),),
+            row_width=max(1, self.hidden_size // n_tables),
+            separate_heads=True,
+            reduce=self.reduce,
+        )
+        return _bound(spec, vocabulary)
+
+    def _history(self) -> HistoryRule:
+        if self.special_ranges:
+            if not any(start <= self.eos_token < stop for start, stop in self.special_ranges):
+                raise InvalidInput(
+                    f"{self.name}: end of sequence {self.eos_token} is outside of special_token_scope "
+                    f"{self.special_ranges}; whether it ends the history then is not published: make the spec by hand"
+                )
+            return HistoryRule(fill_id=0, boundary_ids=(0,), boundary_closed=True, replaced=self.special_ranges)
+        replaced = _merged((token, token + 1) for token in self.ignored_ids)
+        # An end of sequence that hashes as 0 is no longer found as a boundary.
+        boundaries = () if self.eos_token in self.ignored_ids else (self.eos_token,)
+        return HistoryRule(fill_id=0, boundary_ids=boundaries, replaced=replaced)
+
+
+def _merged(ranges: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Half-open ranges ascending and apart."""
+    merged: list[tuple[int, int]] = []
+    for start, stop in sorted(set(ranges)):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(stop, merged[-1][1]))
+        else:
+            merged.append((start, stop))
+    return tuple(merged)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NanochatRecipe(Recipe):
+    """One table for all orders, hashes and layers; every hash is a salted sum modulo one prime.
+
+    Source: nanochat's pull request 854; the salts stand in its author's port to modded-nanogpt alone.
+
+    Attributes
+    ----------
+    table_size
+        `--engram-table-size`: the rows are the largest prime at most this.
+    layer_ids
+        Layers that each read their own slice of every row.
+    rank
+        Values that a layer reads from all rows of a token.
+    hashes
+        Per order (`--engram-order-weights`).
+    """
+
+    name: str
+    provenance: str
+    vocab_size: int
+    table_size: int
+    layer_ids: tuple[int, ...]
+    rank: int
+    orders: tuple[int, ...]
+    hashes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        _check_range(self.name, "table_size", self.table_size, 3, 2**40)
+        if not self.orders or len(self.hashes) != len(self.orders) or not set(self.orders) <= set(range(1, 5)):
             raise InvalidInput(
-                f"spec {spec.name}: found {found}, expected {expected}: GGUF has no key for it; use JSON"
+                f"{self.name}: orders {self.orders} with hashes {self.hashes}, expected orders of 1 to 4 (no "
+                "coefficient of an older token is published) and a number of hashes for each"
             )
-    prefix = f"{arch}.engram"
-    flat = [[modulus for heads in layer.moduli for modulus in heads] for layer in spec.layers]
-    multipliers = [str(multiplier) for layer in spec.layers for multiplier in layer.multipliers]
-    primes = [modulus for layer in flat for modulus in layer]
-    token_map = [] if vocabulary is None else vocabulary.canonical_ids.tolist()
+        if not all(self.hashes) or not self.layer_ids or self.rank % sum(self.hashes) or self.rank < 1:
+            raise InvalidInput(
+                f"{self.name}: rank {self.rank} with hashes {self.hashes} and layers {self.layer_ids}, expected a "
+                "rank that is a multiple of the hashes together, and one layer or more"
+            )
 
-    def typed(**entries: tuple[str, Any]) -> dict[str, Any]:
-        return {f"{prefix}.{key}": {"type": kind, "value": value} for key, (kind, value) in entries.items()}
+    def resolve(self, layer_ids: Sequence[int] | None = None, *, vocabulary: Vocabulary | None = None) -> AddressSpec:
+        """The spec with every constant derived; see `Recipe.resolve`."""
+        _refuse_layers(self.name, layer_ids)
+        # As published: an even size is raised to the odd number above it first.
+        n_rows = self.table_size | 1
+        while not is_prime(n_rows):
+            n_rows -= 2
+        multipliers: list[int] = []
+        for order_idx, (order, n_hashes) in enumerate(zip(self.orders, self.hashes, strict=True)):
+            for hash_idx in range(n_hashes):
+                salt = 1 + 97 * order_idx + 7919 * hash_idx
+                multipliers.append(1_000_003 + salt * 2_654_435_761)
+                multipliers += (older + salt * 40_503 for older in _NANOCHAT_OLDER[: order - 1])
+        slice_width = self.rank // sum(self.hashes)
+        layer = LayerAddressing(
+            layer_id=0,
+            multipliers=tuple(multipliers),
+            moduli=tuple((n_rows,) * n_hashes for n_hashes in self.hashes),
+            offsets=(0,) * sum(self.hashes),
+            n_rows=n_rows,
+        )
+        spec = AddressSpec(
+            name=self.name,
+            provenance=self.provenance,
+            canonical_size=self.vocab_size,
+            folded=False,
+            mix=MixRule(family=Family.SALTED_AFFINE),
+            history=HistoryRule(fill_id=0),
+            orders=self.orders,
+            layers=(layer,),
+            row_width=slice_width * len(self.layer_ids),
+            slices=_slices(self.layer_ids, slice_width),
+            reduce="the layer's slices of the rows concatenated, column after column",
+        )
+        return _bound(spec, vocabulary)
 
-    # The encoding is the only one published, and belongs to rows of 256 values.
-    encoding = {"encoding": ("string", "e4m3_e8m0_32_row264")} if spec.row_width == 256 else {}
-    ds4 = typed(
-        **encoding,
-        layer_ids=("u32[]", list(spec.layer_ids)),
-        rows=("u32[]", [layer.n_rows for layer in spec.layers]),
-        compressed_vocab_size=("u32", spec.canonical_size),
-        pad_id=("u32", spec.fill_id),
-        primes=("u32[]", primes),
-        multipliers=("u64[]", multipliers),
-    )
-    llama_cpp = typed(
-        layer_ids=("u32[]", list(spec.layer_ids)),
-        head_count=("u32", spec.heads[0]),
-        key_length=("u32", spec.row_width),
-        max_ngram_size=("u32", spec.max_order),
-        multipliers=("u64[]", multipliers),
-        primes=("u64[]", [str(prime) for prime in primes]),
-        offsets=("u64[]", [str(offset) for layer in spec.layers for offset in layer.offsets]),
-        pad_id=("u32", spec.fill_id),
-    )
-    if vocabulary is not None:
-        ds4 |= typed(token_map=("u32[]", token_map))
-        llama_cpp |= typed(token_map=("i32[]", token_map))
-    return {"ds4": ds4, "llama.cpp": llama_cpp}
+
+_NANOCHAT_OLDER = (998_244_353, 911_382_323, 805_306_457)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GemmaRecipe(Recipe):
+    """One row a token, of which every layer reads a slice.
+
+    Source: Gemma 3n and 4 in transformers. Ids past the table read row 0.
+
+    Attributes
+    ----------
+    vocab_size
+        Bound of the ids; may exceed the table's.
+    table_size
+        Rows (`vocab_size_per_layer_input`).
+    slice_width
+        Values of one layer (`hidden_size_per_layer_input`).
+    """
+
+    name: str
+    provenance: str
+    vocab_size: int
+    table_size: int
+    n_layers: int
+    slice_width: int
+
+    def __post_init__(self) -> None:
+        for found, least, most, what in (
+            (self.table_size, 1, 2**30, "vocab_size_per_layer_input"),
+            (self.vocab_size, 1, 2**30, "vocab_size"),
+            (self.n_layers, 1, 2**12, "num_hidden_layers"),
+            (self.slice_width, 1, 2**20 // max(1, self.n_layers), "hidden_size_per_layer_input"),
+        ):
+            _check_range(self.name, what, found, least, most)
+
+    def resolve(self, layer_ids: Sequence[int] | None = None, *, vocabulary: Vocabulary | None = None) -> AddressSpec:
+        """The spec with every constant derived; see `Recipe.resolve`."""
+        _refuse_layers(self.name, layer_ids)
+        spec = AddressSpec(
+            name=self.name,
+            provenance=self.provenance,
+            canonical_size=self.vocab_size,
+            folded=False,
+            mix=MixRule(family=Family.IDENTITY),
+            history=HistoryRule(
+                fill_id=0,
+                replaced=((self.table_size, self.vocab_size),) if self.vocab_size > self.table_size else (),
+            ),
+            orders=(1,),
+            layers=(_layer(0, (), [[self.table_size]]),),
+            row_width=self.n_layers * self.slice_width,
+            slices=_slices(range(self.n_layers), self.slice_width),
+            reduce="the layer's slice, times the square root of its width",
+        )
+        return _bound(spec, vocabulary)
+
+
+def _slices(layer_ids: Iterable[int], width: int) -> tuple[RowSlice, ...]:
+    return tuple(RowSlice(layer_id, place * width, (place + 1) * width) for place, layer_id in enumerate(layer_ids))
+
+
+def _refuse_layers(name: str, layer_ids: Sequence[int] | None) -> None:
+    if layer_ids is not None:
+        raise InvalidInput(f"{name}: its layers are known; leave out --layers")

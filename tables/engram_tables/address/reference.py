@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from engram_tables.address.folding import REPLACEMENT, dense_ids
+from engram_tables.address.spec import AddressSpec, Family, HistoryRule, KeyForm, LayerAddressing
 
 # Unicode White_Space: what Rust's `char::is_whitespace` strips. Python's `str.strip` also strips U+001C to U+001F.
 WHITE_SPACE = "".join(map(chr, (*range(0x09, 0x0E), 0x20, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B)))) + (
@@ -65,42 +66,82 @@ def map_sha256(canonical_ids: Sequence[int], *, item_bytes: int = 4) -> str:
     return hashlib.sha256(struct.pack(f"<{len(canonical_ids)}{item}", *canonical_ids)).hexdigest()
 
 
-def window(ids: Sequence[int], position: int, *, max_order: int, fill: int) -> list[int]:
-    """What the hash sees at `position`, newest first: once a look-back is blocked, every longer one is `fill`.
+def hashed_id(history: HistoryRule, token: int) -> int:
+    """The id that is hashed in the place of `token`."""
+    replaced = any(start <= token < stop for start, stop in history.replaced)
+    return history.replacement if replaced else token
 
-    A negative id takes no part; so does whatever stands before the sequence.
+
+def window(ids: Sequence[int], position: int, *, max_order: int, history: HistoryRule) -> list[int]:
+    """What the hash sees at `position`, newest first: once a look-back is blocked, every longer one is the fill.
+
+    A negative id takes no part: its own window is all fill. What stands before the sequence, a dead id, and whatever
+    lies behind a boundary block.
     """
-    seen, blocked = [], False
-    for back in range(max_order):
-        blocked = blocked or position < back or ids[position - back] < 0
-        seen.append(fill if blocked else ids[position - back])
+    if ids[position] < 0:
+        return [history.fill_id] * max_order
+    seen = [hashed_id(history, ids[position])]
+    is_open = not (history.boundary_closed and seen[0] in history.boundary_ids)
+    for back in range(1, max_order):
+        is_open = is_open and position >= back and ids[position - back] >= 0
+        if not is_open:
+            seen.append(history.fill_id)
+            continue
+        older = hashed_id(history, ids[position - back])
+        is_boundary = older in history.boundary_ids
+        seen.append(history.fill_id if is_boundary and not history.boundary_visible else older)
+        is_open = not is_boundary
     return seen
 
 
-def mixes(ids_newest_first: Sequence[int], multipliers: Sequence[int], orders: Sequence[int]) -> list[int]:
-    """The running exclusive-or of id times multiplier, read off at each order."""
-    running, by_length = 0, {}
-    for length, (token, multiplier) in enumerate(zip(ids_newest_first, multipliers, strict=True), start=1):
-        running ^= token * multiplier
-        by_length[length] = running
-    return [by_length[order] for order in orders]
+def mix(spec: AddressSpec, layer: LayerAddressing, column: int, ngram: Sequence[int]) -> int:
+    """The number before the modulus of one column; `ngram` are the ids of its order, newest first."""
+    order = len(ngram)
+    match spec.mix.family:
+        case Family.XOR_MULTIPLY:
+            aligned = ngram[::-1] if spec.mix.oldest_first else ngram
+            word, running = 2**spec.mix.word_bits, 0
+            for token, multiplier in zip(aligned, layer.multipliers, strict=False):
+                running ^= token * multiplier % word
+            return running
+        case Family.POLYNOMIAL:
+            return sum(token * layer.multipliers[0] ** back for back, token in enumerate(ngram))
+        case Family.SALTED_AFFINE:
+            first = sum(length for length, _ in spec.columns()[:column])
+            salted = layer.multipliers[first : first + order]
+            return sum(token * multiplier for token, multiplier in zip(ngram, salted, strict=True))
+        case Family.IDENTITY:
+            return ngram[0]
 
 
-def address(
-    ids: Sequence[int],
-    *,
-    orders: Sequence[int],
-    multipliers: Sequence[int],
-    moduli: Sequence[Sequence[int]],
-    offsets: Sequence[int],
-    fill: int,
-) -> tuple[list[list[int]], list[list[int]]]:
-    """Rows (tokens × columns) and keys (tokens × orders) of one layer; `moduli` is per order, per head."""
+def row(spec: AddressSpec, layer: LayerAddressing, column: int, ngram: Sequence[int]) -> int:
+    """The row that an n-gram, newest id first, owns under one column: global within the layer."""
+    order, head = spec.columns()[column]
+    mixed = mix(spec, layer, column, ngram)
+    if spec.mix.word_bits == 32 and mixed >= 2**31:
+        mixed -= 2**32
+    return mixed % layer.moduli[spec.orders.index(order)][head] + layer.offsets[column]
+
+
+def key(spec: AddressSpec, layer: LayerAddressing, ngram: Sequence[int]) -> int:
+    """What names an n-gram, newest id first, exactly."""
+    if spec.key_form is KeyForm.IDS:
+        return sum(token << spec.id_bits * back for back, token in enumerate(ngram))
+    order_idx = spec.orders.index(len(ngram))
+    return mix(spec, layer, sum(spec.heads[:order_idx]), ngram)
+
+
+def address(spec: AddressSpec, layer: LayerAddressing, ids: Sequence[int]) -> tuple[list[list[int]], list[list[int]]]:
+    """Rows (tokens × columns) and keys (tokens × orders) of one layer; a negative id is dead."""
     rows, keys = [], []
     for position in range(len(ids)):
-        seen = window(ids, position, max_order=len(multipliers), fill=fill)
-        mixed = mixes(seen, multipliers, orders)
-        local = [mix % modulus for mix, heads in zip(mixed, moduli, strict=True) for modulus in heads]
-        rows.append([row + offset for row, offset in zip(local, offsets, strict=True)])
-        keys.append(mixed)
+        seen = window(ids, position, max_order=spec.max_order, history=spec.history)
+        ngrams = {order: seen[spec.lag(order) : spec.lag(order) + order] for order in spec.orders}
+        rows.append([row(spec, layer, column, ngrams[order]) for column, (order, _) in enumerate(spec.columns())])
+        keys.append([key(spec, layer, ngrams[order]) for order in spec.orders])
     return rows, keys
+
+
+def ngram_window(ngram: Sequence[int], history: HistoryRule) -> list[int]:
+    """What the hash sees of an n-gram that stands by itself, given oldest first: newest first."""
+    return window(ngram, len(ngram) - 1, max_order=len(ngram), history=history)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from engram_tables.address.hashing import hash_ngrams
+from engram_tables.address.hashing import exact_keys, hash_ngrams
+from engram_tables.address.reference import window
 from engram_tables.errors import InvalidInput
 from engram_tables.units import PAGE_BYTES
 
@@ -158,7 +159,8 @@ def inspect_ngrams(
         raise InvalidInput("the text holds no token; give one word or more")
     positions = range(len(token_ids) - 1, len(token_ids)) if last_only else range(len(token_ids))
     canonical_ids = vocabulary.canonical(token_ids)
-    addresses = table.spec.address(canonical_ids)
+    spec = table.spec
+    addresses = spec.address(canonical_ids)
     views = _RowViews(table, addresses.rows, list(positions))
     sharing = {
         order: _Sharing(table, counts.load(order), views.rows_of(order), order, n_sharers, vocabulary)
@@ -168,20 +170,21 @@ def inspect_ngrams(
     found = []
     for position in positions:
         for order in orders:
-            window = range(position - order + 1, position + 1)
-            whole = window.start >= 0
+            seen = window(canonical_ids.tolist(), position, max_order=spec.max_order, history=spec.history)
+            places = [(position - back, seen[back]) for back in range(spec.lag(order), spec.lag(order) + order)][::-1]
             tokens = tuple(
-                _token_view(vocabulary, int(token_ids[p]) if p >= 0 else None, table.spec.fill_id) for p in window
+                _token_view(vocabulary, int(token_ids[place]) if place >= 0 else None, canonical_id)
+                for place, canonical_id in places
             )
-            ids = tuple(token.canonical_id for token in tokens)
-            order_idx = table.spec.orders.index(order)
-            keys = addresses.keys[position, :, order_idx].tolist()
+            ids = tuple(canonical_id for _, canonical_id in places)
+            whole = places[0][0] >= 0
+            keys = exact_keys(addresses.keys[position, :, spec.orders.index(order)])
             found.append(
                 NgramView(
                     position=position,
                     order=order,
                     tokens=tokens,
-                    keys=dict(zip(table.spec.layer_ids, keys, strict=True)),
+                    keys=dict(zip(spec.layer_ids, keys, strict=True)),
                     occurrences=sharing[order].occurrences(ids) if order in sharing and whole else None,
                     rows=views.of(position, order, sharing.get(order), keys),
                 )
@@ -206,8 +209,13 @@ def _known_orders(table: Table, orders: Sequence[int] | None) -> tuple[int, ...]
     return tuple(sorted(set(orders)))
 
 
-def _token_view(vocabulary: Vocabulary, token_id: int | None, fill_id: int, n_shown: int = 6) -> TokenView:
-    canonical_id = fill_id if token_id is None else int(vocabulary.canonical([token_id])[0])
+def _token_view(vocabulary: Vocabulary, token_id: int | None, canonical_id: int, n_shown: int = 6) -> TokenView:
+    """A token as the hash saw it: nothing but the fill where it is out of sight."""
+    if canonical_id >= vocabulary.canonical_size:
+        # A fill or a replacement beyond the tokenizer's own ids.
+        return TokenView(token_id=None, canonical_id=canonical_id, text="", form="", folds_with=(), n_folded=0)
+    if token_id is not None and int(vocabulary.canonical([token_id])[0]) != canonical_id:
+        token_id = None
     members = vocabulary.members(canonical_id)
     others = [vocabulary.text(member) for member in members if member != token_id]
     return TokenView(
@@ -291,7 +299,7 @@ class _Sharing:
             places, heads = np.nonzero(maybe[rows & mask])
             exact = (rows[places, heads][:, None] == wanted[:, heads].T).any(axis=1)
             for place, head in zip(places[exact].tolist(), heads[exact].tolist(), strict=True):
-                owner = (start + place, int(keys[place]))
+                owner = (start + place, int(exact_keys(keys[place])))
                 self._owners.setdefault((layer_id, head, int(rows[place, head])), []).append(owner)
 
     def of(self, layer_id: int, head: int, row: int, key: int) -> tuple[int, tuple[Sharer, ...]]:
