@@ -276,10 +276,7 @@ def hash_tokens(ids, dead, history, start, stop, constants, n_columns, form, row
         for place in range(n_before, lead + n):
             position = first - lead + place
             stream[place] = -1 if dead.size and dead[position] else np.int64(ids[position])
-        if constants.replaced.size:
-            for place in range(lead + n):
-                if stream[place] >= 0:
-                    stream[place] = _hashed_id(stream[place], constants.replaced, constants.replacement)
+        _replace_ids(stream, lead + n, constants.replaced, constants.replacement)
         _fill_windows(stream, n, constants, windows)
         _hash_block(windows, n, first, constants, n_columns, form, mixes, doubles, rows, keys)
     _fence()
@@ -324,32 +321,29 @@ def _block_buffers(constants):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _hashed_id(token, replaced, replacement):  # type: ignore[no-untyped-def]
-    """`replacement` if one of the ascending ranges holds `token`, else the token."""
-    low, high = 0, replaced.shape[0]
-    while low < high:
-        middle = (low + high) // 2
-        if replaced[middle, 1] <= token:
-            low = middle + 1
-        else:
-            high = middle
-    return replacement if low < replaced.shape[0] and replaced[low, 0] <= token else token
-
-
-@njit(cache=True, nogil=True)
-def _is_boundary(token, boundaries):  # type: ignore[no-untyped-def]
-    """Whether the id is one of a few."""
-    for boundary in boundaries:  # noqa: SIM110 (generators are slow in kernels)
-        if token == boundary:
-            return True
-    return False
+def _replace_ids(stream, n, replaced, replacement):  # type: ignore[no-untyped-def]
+    """Put `replacement` where one of the ascending ranges holds the id; dead ids (-1) lie in none."""
+    n_ranges = replaced.shape[0]
+    if n_ranges == 0:
+        return
+    for place in range(n):
+        token = stream[place]
+        low, high = 0, n_ranges
+        while low < high:
+            middle = (low + high) // 2
+            if replaced[middle, 1] <= token:
+                low = middle + 1
+            else:
+                high = middle
+        if low < n_ranges and replaced[low, 0] <= token:
+            stream[place] = replacement
 
 
 @njit(cache=True, nogil=True)
 def _fill_windows(stream, n, constants, windows):  # type: ignore[no-untyped-def]
     """windows[back, i]: the id `back` before token i of the stream, or the fill where that is out of sight."""
     lead = windows.shape[0] - 1
-    fill, boundaries = constants.fill, constants.boundaries
+    fill, boundaries, visible, closed = constants.fill, constants.boundaries, constants.visible, constants.closed
     # How many ids, its own included, the token at hand sees; and how many its successor sees besides its own.
     live = np.empty(BLOCK, dtype=np.int64)
     run = 0
@@ -357,9 +351,11 @@ def _fill_windows(stream, n, constants, windows):  # type: ignore[no-untyped-def
         token = stream[place]
         run = run + 1 if token >= 0 else 0
         seen = run
-        if boundaries.size and _is_boundary(token, boundaries):
-            seen = 1 if constants.closed else run
-            run = constants.visible
+        for which in range(boundaries.size):
+            if token == boundaries[which]:
+                seen = 1 if closed else run
+                run = visible
+                break
         if place >= lead:
             live[place - lead] = seen
     for back in range(lead + 1):
@@ -373,15 +369,20 @@ def _fill_windows(stream, n, constants, windows):  # type: ignore[no-untyped-def
 def _fill_ngram_windows(ngrams, first, n, constants, windows):  # type: ignore[no-untyped-def]
     """The same for n-grams that stand by themselves, oldest token first."""
     order = ngrams.shape[1]
+    fill, boundaries, visible, closed = constants.fill, constants.boundaries, constants.visible, constants.closed
+    stream = np.empty(order, dtype=np.int64)
     for i in range(n):
+        for back in range(order):
+            stream[back] = ngrams[first + i, order - 1 - back]
+        _replace_ids(stream, order, constants.replaced, constants.replacement)
         is_open = True
         for back in range(order):
-            token = np.int64(ngrams[first + i, order - 1 - back])
-            token = _hashed_id(token, constants.replaced, constants.replacement)
-            is_boundary = _is_boundary(token, constants.boundaries)
-            hidden = not is_open or (back > 0 and is_boundary and not constants.visible)
-            windows[back, i] = constants.fill if hidden else np.uint64(token)
-            is_open = is_open and not (is_boundary and (back > 0 or constants.closed))
+            token, is_boundary = stream[back], False
+            for which in range(boundaries.size):
+                is_boundary |= token == boundaries[which]
+            hidden = not is_open or (back > 0 and is_boundary and not visible)
+            windows[back, i] = fill if hidden else np.uint64(token)
+            is_open = is_open and not (is_boundary and (back > 0 or closed))
 
 
 @njit(cache=True, nogil=True)
@@ -472,35 +473,22 @@ def _mix_windows(windows, n, constants, multipliers, mixes, doubles):  # type: i
 
 @njit(cache=True, nogil=True)
 def _reduce_block(mixes, doubles, n, first, constants, n_columns, past_cache, rows):  # type: ignore[no-untyped-def]
-    """Rows of `n` mixes per layer and order, eight columns at a time, without a division, in the order of memory."""
+    """Rows of `n` mixes per layer and order, eight columns at a time, without a division, in the order of memory.
+
+    A group that is not full is written whole, and what spills over is written again by the next one: only where the
+    last positions would spill out of this block are its columns copied one by one.
+    """
     n_layers, n_orders, _ = mixes.shape
     n_groups = constants.group_order.size
     mix_rows = np.empty(n_layers * n_groups, dtype=np.uint64)
-    ragged = False
     for flat in range(mix_rows.size):
         mix_rows[flat] = (flat // n_groups * n_orders + constants.group_order[flat % n_groups]) * (BLOCK * 8)
-        ragged |= constants.group_valid[flat % n_groups] != LANES
     mixes_at, doubles_at = np.uint64(mixes.ctypes.data), np.uint64(doubles.ctypes.data)
     moduli_at, offsets_at = np.uint64(constants.moduli.ctypes.data), np.uint64(constants.offsets.ctypes.data)
     reciprocals_at = np.uint64(constants.reciprocals.ctypes.data)
     out_at = np.uint64(rows.ctypes.data + first * n_layers * n_columns * 8)
     word, line = np.uint64(8), np.uint64(LANES * 8)
-    if ragged:
-        scratch = np.empty(LANES, dtype=np.int64)
-        column = first * n_layers * n_columns
-        for i in range(np.uint64(n)):
-            shift = np.uint64(0)
-            for flat in range(mix_rows.size):
-                at = mix_rows[flat] + i * word
-                _reduce_eight(
-                    mixes_at + at, doubles_at + at, moduli_at + shift, reciprocals_at + shift, offsets_at + shift,
-                    np.uint64(scratch.ctypes.data),
-                )  # fmt: skip
-                for lane in range(constants.group_valid[flat % n_groups]):
-                    rows[column + lane] = scratch[lane]
-                column += constants.group_valid[flat % n_groups]
-                shift += line
-    elif past_cache:
+    if past_cache:
         for i in range(np.uint64(n)):
             shift = np.uint64(0)
             for flat in range(np.uint64(mix_rows.size)):
@@ -511,17 +499,49 @@ def _reduce_block(mixes, doubles, n, first, constants, n_columns, past_cache, ro
                 )  # fmt: skip
                 shift += line
             out_at += shift
-    else:
-        for i in range(np.uint64(n)):
-            shift = np.uint64(0)
-            for flat in range(np.uint64(mix_rows.size)):
-                at = mix_rows[flat] + i * word
-                _reduce_eight(
-                    mixes_at + at, doubles_at + at, moduli_at + shift, reciprocals_at + shift, offsets_at + shift,
-                    out_at + shift,
-                )  # fmt: skip
-                shift += line
-            out_at += shift
+        return
+    steps = _group_bytes(constants, n_layers)
+    n_direct = _n_direct(constants, n, n_layers * n_columns)
+    for i in range(np.uint64(n_direct)):
+        shift = np.uint64(0)
+        for flat in range(np.uint64(mix_rows.size)):
+            at = mix_rows[flat] + i * word
+            _reduce_eight(
+                mixes_at + at, doubles_at + at, moduli_at + shift, reciprocals_at + shift, offsets_at + shift, out_at
+            )
+            shift += line
+            out_at += steps[flat]
+    scratch = np.empty(LANES, dtype=np.int64)
+    column = (first + n_direct) * n_layers * n_columns
+    for i in range(np.uint64(n_direct), np.uint64(n)):
+        shift = np.uint64(0)
+        for flat in range(mix_rows.size):
+            at = mix_rows[flat] + i * word
+            _reduce_eight(
+                mixes_at + at, doubles_at + at, moduli_at + shift, reciprocals_at + shift, offsets_at + shift,
+                np.uint64(scratch.ctypes.data),
+            )  # fmt: skip
+            for lane in range(constants.group_valid[flat % n_groups]):
+                rows[column] = scratch[lane]
+                column += 1
+            shift += line
+
+
+@njit(cache=True, nogil=True)
+def _group_bytes(constants, n_layers):  # type: ignore[no-untyped-def]
+    """Bytes of rows of each group, layer by layer."""
+    n_groups = constants.group_valid.size
+    steps = np.empty(n_layers * n_groups, dtype=np.uint64)
+    for flat in range(steps.size):
+        steps[flat] = constants.group_valid[flat % n_groups] * 8
+    return steps
+
+
+@njit(cache=True, nogil=True)
+def _n_direct(constants, n, n_rows):  # type: ignore[no-untyped-def]
+    """How many of `n` positions, of `n_rows` rows each, may write whole groups without leaving the block."""
+    n_spilled = LANES - constants.group_valid[-1]
+    return max(0, n - (n_spilled + n_rows - 1) // n_rows)
 
 
 @njit(cache=True, nogil=True)
@@ -547,37 +567,45 @@ def _reduce_sums(windows, n, first, constants, n_columns, past_cache, rows):  # 
     """Rows of `n` windows whose columns have sums of their own, eight columns at a time, without a division."""
     n_groups = constants.group_order.size
     n_flat = constants.moduli.size // LANES
+    n_layers = n_flat // n_groups
     n_back = np.uint64(constants.max_order)
     windows_at, coefficients_at = np.uint64(windows.ctypes.data), np.uint64(constants.coefficients.ctypes.data)
     moduli_at, offsets_at = np.uint64(constants.moduli.ctypes.data), np.uint64(constants.offsets.ctypes.data)
     reciprocals_at = np.uint64(constants.reciprocals.ctypes.data)
-    row_bytes = np.uint64(n_flat // n_groups * n_columns * 8)
-    out_at = np.uint64(rows.ctypes.data) + np.uint64(first) * row_bytes
-    scratch = np.empty(LANES, dtype=np.int64)
-    scratch_at = np.uint64(scratch.ctypes.data)
+    out_at = np.uint64(rows.ctypes.data + first * n_layers * n_columns * 8)
     word, line = np.uint64(8), np.uint64(LANES * 8)
-    column = first * (n_flat // n_groups) * n_columns
-    for i in range(np.uint64(n)):
+    steps = _group_bytes(constants, n_layers)
+    n_direct = n if past_cache else _n_direct(constants, n, n_layers * n_columns)
+    for i in range(np.uint64(n_direct)):
         shift, coefficient_shift = np.uint64(0), np.uint64(0)
-        window_at = windows_at + i * word
-        for flat in range(n_flat):
-            valid = constants.group_valid[flat % n_groups]
+        for flat in range(np.uint64(n_flat)):
             if past_cache:
                 _sum_eight_past_cache(
-                    window_at, n_back, coefficients_at + coefficient_shift,
-                    moduli_at + shift, reciprocals_at + shift, offsets_at + shift, out_at + shift,
+                    windows_at + i * word, n_back, coefficients_at + coefficient_shift,
+                    moduli_at + shift, reciprocals_at + shift, offsets_at + shift, out_at,
                 )  # fmt: skip
             else:
                 _sum_eight(
-                    window_at, n_back, coefficients_at + coefficient_shift,
-                    moduli_at + shift, reciprocals_at + shift, offsets_at + shift, scratch_at,
+                    windows_at + i * word, n_back, coefficients_at + coefficient_shift,
+                    moduli_at + shift, reciprocals_at + shift, offsets_at + shift, out_at,
                 )  # fmt: skip
-                for lane in range(valid):
-                    rows[column + lane] = scratch[lane]
-            column += valid
             shift += line
             coefficient_shift += n_back * line
-        out_at += row_bytes
+            out_at += steps[flat]
+    scratch = np.empty(LANES, dtype=np.int64)
+    column = (first + n_direct) * n_layers * n_columns
+    for i in range(np.uint64(n_direct), np.uint64(n)):
+        shift, coefficient_shift = np.uint64(0), np.uint64(0)
+        for flat in range(n_flat):
+            _sum_eight(
+                windows_at + i * word, n_back, coefficients_at + coefficient_shift,
+                moduli_at + shift, reciprocals_at + shift, offsets_at + shift, np.uint64(scratch.ctypes.data),
+            )  # fmt: skip
+            for lane in range(constants.group_valid[flat % n_groups]):
+                rows[column] = scratch[lane]
+                column += 1
+            shift += line
+            coefficient_shift += n_back * line
 
 
 @njit(cache=True, nogil=True)
