@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-BENCHMARKS = ("hashing", "gather", "cold", "build", "count")
+BENCHMARKS = ("hashing", "families", "gather", "cold", "build", "count")
 NEED_DIRECTORY = ("cold", "build")
 
 

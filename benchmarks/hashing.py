@@ -104,10 +104,7 @@ def check(spec: AddressSpec, ids: I64, rows: dict[str, I64]) -> None:
     """End with exit code 6 unless every method's rows equal each other and, at the start, the reference's."""
     head = ids[:2000].tolist()
     for layer_idx, layer in enumerate(spec.layers):
-        expected, _ = reference.address(
-            head, orders=spec.orders, multipliers=layer.multipliers, moduli=layer.moduli, offsets=layer.offsets,
-            fill=spec.fill_id,
-        )  # fmt: skip
+        expected, _ = reference.address(spec, layer, head)
         _expect(f"layer {layer.layer_id}, reference", np.array(expected), rows["ours"][: len(head), layer_idx])
     for name, found in rows.items():
         _expect(name, found, rows["ours"])

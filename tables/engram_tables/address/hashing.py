@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import chain
 from math import prod
@@ -172,18 +172,43 @@ def hash_tokens(
         out = Addresses(_empty(rows_shape).view(np.int64), _empty(keys_shape))
     _check_out("rows", out.rows, rows_shape, np.dtype(np.int64))
     _check_out("keys", out.keys, keys_shape, np.dtype(np.uint64))
-    constants, form = _prepare(spec)
-    if form == kernels.REDUCE and _can_pass_cache(constants, out):
-        form = kernels.REDUCE_PAST_CACHE
-    flat_rows, flat_keys = out.rows.reshape(-1), out.keys.reshape(-1)
-
-    def hash_blocks(start: int, stop: int) -> None:
-        first, last = start * kernels.BLOCK, min(stop * kernels.BLOCK, n_tokens)
-        kernels.hash_tokens(ids, mask, before, first, last, constants, spec.n_columns, form, flat_rows, flat_keys)
-
+    hash_blocks = _block_hasher(spec, ids, mask, before, out)
     n_blocks = -(-n_tokens // kernels.BLOCK)
     run_slices(hash_blocks, n_blocks, threads=resolve_threads(threads), grain=_GRAIN_TOKENS // kernels.BLOCK)
     return out
+
+
+def _block_hasher(
+    spec: AddressSpec,
+    ids: npt.NDArray[Any],
+    mask: npt.NDArray[np.bool_],
+    before: npt.NDArray[np.int64],
+    out: Addresses,
+) -> Callable[[int, int], None]:
+    """What hashes the blocks start … stop of a run of tokens."""
+    rows, keys = out.rows.reshape(-1), out.keys.reshape(-1)
+    history, layer = spec.history, spec.layers[0]
+    bare = spec.mix.family is Family.IDENTITY and len(spec.layers) == spec.n_columns == 1
+    if bare and len(history.replaced) <= 1:
+        low, high = history.replaced[0] if history.replaced else (0, 0)
+        modulus, offset = layer.moduli[0][0], layer.offsets[0]
+
+        def hash_bare(start: int, stop: int) -> None:
+            first, last = start * kernels.BLOCK, min(stop * kernels.BLOCK, len(ids))
+            kernels.hash_ids(
+                ids, mask, first, last, spec.fill_id, low, high, history.replacement, modulus, offset, rows, keys
+            )
+
+        return hash_bare
+    constants, form = _prepare(spec)
+    if form == kernels.REDUCE and _can_pass_cache(constants, out):
+        form = kernels.REDUCE_PAST_CACHE
+
+    def hash_windows(start: int, stop: int) -> None:
+        first, last = start * kernels.BLOCK, min(stop * kernels.BLOCK, len(ids))
+        kernels.hash_tokens(ids, mask, before, first, last, constants, spec.n_columns, form, rows, keys)
+
+    return hash_windows
 
 
 def exact_keys(keys: npt.NDArray[np.uint64]) -> Any:

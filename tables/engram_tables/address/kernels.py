@@ -283,6 +283,30 @@ def hash_tokens(ids, dead, history, start, stop, constants, n_columns, form, row
 
 
 @njit(cache=True, nogil=True)
+def hash_ids(ids, dead, start, stop, fill, low, high, replacement, modulus, offset, rows, keys):  # type: ignore[no-untyped-def]
+    """Rows and keys of positions start … stop where a row is the id itself modulo `modulus`: one layer, one column.
+
+    Parameters
+    ----------
+    ids
+        uint32 or int64 (tokens,); those from `low` to `high` - 1 become `replacement`.
+    dead
+        bool (tokens,), or empty; the dead become `fill`.
+    rows, keys
+        int64 and uint64 (tokens,).
+    """
+    for position in range(start, stop):
+        token = np.int64(ids[position])
+        if low <= token < high:
+            token = replacement
+        if dead.size and dead[position]:
+            token = fill
+        keys[position] = token
+        # Nearly always the id is a row as it is, and a division costs more than all the rest.
+        rows[position] = (token if token < modulus else token % modulus) + offset
+
+
+@njit(cache=True, nogil=True)
 def hash_ngrams(ngrams, start, stop, constants, n_columns, form, rows, keys):  # type: ignore[no-untyped-def]
     """Rows and keys of n-grams that stand by themselves; `constants` are those of one layer and one order.
 
