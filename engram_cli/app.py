@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from engram_cli.commands import bench_offload, build_table, build_vocab, count, hash, inspect, spec, verify
+from engram_cli.commands import bench_offload, build_table, build_vocab, count, golden, hash, inspect, spec, verify
 from engram_cli.console import guarded, set_verbosity
 
 app = typer.Typer(
@@ -16,6 +16,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 spec_app = typer.Typer(name="spec", help="The constants that address a table.", no_args_is_help=True)
+golden_app = typer.Typer(name="golden", help="Golden vectors for other programs.", no_args_is_help=True)
 inspect_app = typer.Typer(name="inspect", help="Look inside tables and vocabularies.", no_args_is_help=True)
 
 app.command("build-vocab")(guarded(build_vocab.build_vocab))
@@ -28,10 +29,13 @@ spec_app.command("list")(guarded(spec.list_presets))
 spec_app.command("show")(guarded(spec.show_spec))
 spec_app.command("make")(guarded(spec.make_spec))
 spec_app.command("export")(guarded(spec.export_spec))
+golden_app.command("emit")(guarded(golden.emit_golden))
+golden_app.command("check")(guarded(golden.check_golden))
 inspect_app.command("ngram")(guarded(inspect.inspect_ngram))
 inspect_app.command("table")(guarded(inspect.inspect_table))
 inspect_app.command("vocab")(guarded(inspect.inspect_vocab))
 app.add_typer(spec_app)
+app.add_typer(golden_app)
 app.add_typer(inspect_app)
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_specs import specs, streams
 
+from engram_tables import load_spec
 from engram_tables.address import reference
 from engram_tables.address.hashing import hash_ngrams, hash_tokens
 from engram_tables.address.spec import AddressSpec
@@ -84,6 +86,22 @@ def test_any_thread_count_gives_the_same_bits(data: st.DataObject) -> None:
     one, three = (hash_tokens(spec, ids, dead=dead, threads=threads) for threads in (1, 3))
     assert one.rows.tobytes() == three.rows.tobytes()
     assert one.keys.tobytes() == three.keys.tobytes()
+
+
+@pytest.mark.parametrize("name", ["longcat-flash-lite", "longcat-2.0", "nanochat-300m", "gemma-3n-e2b"])
+def test_long_runs_equal_the_reference_where_they_begin_and_end(name: str) -> None:
+    """Results larger than the caches take a form of their own, and threads split them."""
+    spec = load_spec(name)
+    rng = np.random.default_rng(1)
+    ids, dead = rng.integers(0, spec.canonical_size, 70_001), rng.random(70_001) < 0.01
+    ids[rng.integers(0, len(ids), 500)] = 2
+    whole = hash_tokens(spec, ids, dead=dead, threads=3)
+    marked = np.where(dead, -1, ids)
+    for start in (0, 34_900, len(ids) - 200):
+        rows, keys = _reference(spec, marked[max(0, start - 8) : start + 200].tolist())
+        skipped = min(start, 8)
+        np.testing.assert_array_equal(whole.rows[start : start + 200], rows[skipped:])
+        assert _join(whole.keys[start : start + 200]) == keys[skipped:]
 
 
 @given(data=st.data())

@@ -365,6 +365,7 @@ def _prepare(spec: AddressSpec, layer_id: int | None = None, order: int | None =
         extends=np.array([extends for _, extends in additions]),
         word_mask=np.uint64(2**spec.mix.word_bits - 1),
         coefficients=np.empty(0, dtype=np.uint64) if shares_mix else sums.reshape(-1),
+        narrow=np.bool_(int(sums.max(initial=0)) < 2**32),
         id_bits=np.int64(spec.id_bits),
         key_words=np.int64(spec.key_words),
         orders=np.array(orders),
@@ -446,4 +447,5 @@ def _empty(shape: tuple[int, ...]) -> npt.NDArray[np.uint64]:
 
 def _can_pass_cache(constants: kernels.HashConstants, out: Addresses) -> bool:
     aligned = out.rows.ctypes.data % CACHE_LINE_BYTES == out.keys.ctypes.data % CACHE_LINE_BYTES == 0
-    return aligned and out.rows.nbytes > _CACHED_RESULT_BYTES and bool((constants.group_valid == kernels.LANES).all())
+    full = bool((constants.group_valid == kernels.LANES).all()) and bool(constants.narrow)
+    return aligned and full and out.rows.nbytes > _CACHED_RESULT_BYTES

@@ -60,6 +60,8 @@ class HashConstants(NamedTuple):
         uint64: bits of a mix that are kept.
     coefficients
         uint64 (layers · groups · max_order · 8,): of sums per column, by look-back.
+    narrow
+        bool: whether they are all below 2^32.
     id_bits, key_words
         int64: of keys that hold ids.
     orders
@@ -87,6 +89,7 @@ class HashConstants(NamedTuple):
     extends: npt.NDArray[np.bool_]
     word_mask: np.uint64
     coefficients: npt.NDArray[np.uint64]
+    narrow: np.bool_
     id_bits: np.int64
     key_words: np.int64
     orders: npt.NDArray[np.int64]
@@ -152,8 +155,11 @@ def _reduce_eight_generator(*, past_cache: bool) -> Any:
     return generate
 
 
-def _sum_eight_generator(*, past_cache: bool) -> Any:
-    """Code that makes eight sums of id times coefficient over the look-backs, and reduces each by its modulus."""
+def _sum_eight_generator(*, past_cache: bool, narrow: bool) -> Any:
+    """Code that makes eight sums of id times coefficient over the look-backs, and reduces each by its modulus.
+
+    `narrow` coefficients are below 2^32, as every id is: their product is then one instruction.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         window_at, n_back, coefficients_at, *constants_at, out_at = args
@@ -162,7 +168,11 @@ def _sum_eight_generator(*, past_cache: bool) -> Any:
             back = builder.zext(loop.index, ir.IntType(64)) if loop.index.type.width < 64 else loop.index
             token_at = builder.add(window_at, builder.mul(back, ir.Constant(ir.IntType(64), BLOCK * 8)))
             coefficient_at = builder.add(coefficients_at, builder.mul(back, ir.Constant(ir.IntType(64), LANES * 8)))
-            product = builder.mul(_splat(builder, token_at, _WIDE), _load(builder, coefficient_at, _WIDE))
+            token, coefficient = _splat(builder, token_at, _WIDE), _load(builder, coefficient_at, _WIDE)
+            if narrow:
+                low_half = ir.Constant(_WIDE, [2**32 - 1] * LANES)
+                token, coefficient = builder.and_(token, low_half), builder.and_(coefficient, low_half)
+            product = builder.mul(token, coefficient)
             builder.store(builder.add(builder.load(sums), product), sums)
         mixes = builder.load(sums)
         doubles = builder.uitofp(mixes, _DOUBLE)
@@ -190,24 +200,23 @@ def _reduce_eight_past_cache(
     return signature, _reduce_eight_generator(past_cache=True)
 
 
-@intrinsic
-def _sum_eight(
-    typing_context: Any, window: Any, n_back: Any, coefficients: Any, moduli: Any, reciprocals: Any, offsets: Any,
-    out: Any,
-) -> Any:  # fmt: skip
+def _sum_eight_intrinsic(*, past_cache: bool, narrow: bool) -> Any:
     """`window` is the address of the newest id; an older one stands `BLOCK` ids further each."""
-    signature = types.void(window, n_back, coefficients, moduli, reciprocals, offsets, out)
-    return signature, _sum_eight_generator(past_cache=False)
+
+    @intrinsic
+    def sum_eight(
+        typing_context: Any, window: Any, n_back: Any, coefficients: Any, moduli: Any, reciprocals: Any, offsets: Any,
+        out: Any,
+    ) -> Any:  # fmt: skip
+        signature = types.void(window, n_back, coefficients, moduli, reciprocals, offsets, out)
+        return signature, _sum_eight_generator(past_cache=past_cache, narrow=narrow)
+
+    return sum_eight
 
 
-@intrinsic
-def _sum_eight_past_cache(
-    typing_context: Any, window: Any, n_back: Any, coefficients: Any, moduli: Any, reciprocals: Any, offsets: Any,
-    out: Any,
-) -> Any:  # fmt: skip
-    """The same, storing past the cache."""
-    signature = types.void(window, n_back, coefficients, moduli, reciprocals, offsets, out)
-    return signature, _sum_eight_generator(past_cache=True)
+_sum_eight = _sum_eight_intrinsic(past_cache=False, narrow=False)
+_sum_eight_narrow = _sum_eight_intrinsic(past_cache=False, narrow=True)
+_sum_eight_narrow_past_cache = _sum_eight_intrinsic(past_cache=True, narrow=True)
 
 
 @intrinsic
@@ -257,8 +266,8 @@ def hash_tokens(ids, dead, history, start, stop, constants, n_columns, form, row
         gives the same result.
     form
         `DIVIDE` for moduli of any size, `DIVIDE_SIGNED` for mixes of 32 bits, `REDUCE` where all moduli are within the
-        bounds above, `REDUCE_PAST_CACHE` where besides every group is full, and `rows` and `keys` begin on a 64-byte
-        line.
+        bounds above, `REDUCE_PAST_CACHE` where besides every group is full, coefficients are narrow, and `rows` and
+        `keys` begin on a 64-byte line.
     rows
         int64 (tokens · layers · columns,), written for these positions alone.
     keys
@@ -599,12 +608,18 @@ def _reduce_sums(windows, n, first, constants, n_columns, past_cache, rows):  # 
     out_at = np.uint64(rows.ctypes.data + first * n_layers * n_columns * 8)
     word, line = np.uint64(8), np.uint64(LANES * 8)
     steps = _group_bytes(constants, n_layers)
+    narrow = constants.narrow
     n_direct = n if past_cache else _n_direct(constants, n, n_layers * n_columns)
     for i in range(np.uint64(n_direct)):
         shift, coefficient_shift = np.uint64(0), np.uint64(0)
         for flat in range(np.uint64(n_flat)):
             if past_cache:
-                _sum_eight_past_cache(
+                _sum_eight_narrow_past_cache(
+                    windows_at + i * word, n_back, coefficients_at + coefficient_shift,
+                    moduli_at + shift, reciprocals_at + shift, offsets_at + shift, out_at,
+                )  # fmt: skip
+            elif narrow:
+                _sum_eight_narrow(
                     windows_at + i * word, n_back, coefficients_at + coefficient_shift,
                     moduli_at + shift, reciprocals_at + shift, offsets_at + shift, out_at,
                 )  # fmt: skip
