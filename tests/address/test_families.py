@@ -12,13 +12,8 @@ from random_specs import specs, streams
 
 from engram_tables import load_spec
 from engram_tables.address import reference
-from engram_tables.address.hashing import hash_ngrams, hash_tokens
+from engram_tables.address.hashing import exact_keys, hash_ngrams, hash_tokens
 from engram_tables.address.spec import AddressSpec
-
-
-def _join(keys: np.ndarray[Any, Any]) -> list[Any]:
-    """Keys as exact integers: words joined, least significant first."""
-    return sum(keys[..., word].astype(object) << (64 * word) for word in range(keys.shape[-1])).tolist()
 
 
 def _reference(spec: AddressSpec, ids: list[int]) -> tuple[np.ndarray[Any, Any], list[Any]]:
@@ -38,11 +33,11 @@ def test_kernels_equal_the_reference(data: st.DataObject) -> None:
     given_ids = np.array(ids, dtype=np.int64)
     whole = spec.address(given_ids, dead=given_ids < 0)
     np.testing.assert_array_equal(whole.rows, rows)
-    assert _join(whole.keys) == keys
+    assert exact_keys(whole.keys) == keys
     chunk = given_ids[cut:]
     after = spec.address(chunk, dead=chunk < 0, history=given_ids[max(0, cut - spec.max_order + 1) : cut])
     np.testing.assert_array_equal(after.rows, rows[cut:])
-    assert _join(after.keys) == keys[cut:]
+    assert exact_keys(after.keys) == keys[cut:]
 
 
 @given(data=st.data())
@@ -57,7 +52,7 @@ def test_ngrams_by_themselves_equal_the_reference(data: st.DataObject) -> None:
     columns = [column for column, (length, _) in enumerate(spec.columns()) if length == order]
     seen = [reference.ngram_window(ngram, spec.history) for ngram in ngrams]
     assert rows.tolist() == [[reference.row(spec, layer, column, ids) for column in columns] for ids in seen]
-    assert _join(keys) == [reference.key(spec, layer, ids) for ids in seen]
+    assert exact_keys(keys) == [reference.key(spec, layer, ids) for ids in seen]
 
 
 @given(data=st.data())
@@ -101,7 +96,7 @@ def test_long_runs_equal_the_reference_where_they_begin_and_end(name: str) -> No
         rows, keys = _reference(spec, marked[max(0, start - 8) : start + 200].tolist())
         skipped = min(start, 8)
         np.testing.assert_array_equal(whole.rows[start : start + 200], rows[skipped:])
-        assert _join(whole.keys[start : start + 200]) == keys[skipped:]
+        assert exact_keys(whole.keys[start : start + 200]) == keys[skipped:]
 
 
 @given(data=st.data())

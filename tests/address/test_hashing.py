@@ -64,7 +64,7 @@ def _reference(spec: AddressSpec, ids: list[int]) -> tuple[np.ndarray[Any, Any],
     per_layer = [reference.address(spec, layer, ids) for layer in spec.layers]
     rows = np.array([rows for rows, _ in per_layer], dtype=np.int64).reshape(len(spec.layers), len(ids), spec.n_columns)
     keys = np.array([keys for _, keys in per_layer], dtype=np.uint64)
-    return rows.swapaxes(0, 1), keys.reshape(len(spec.layers), len(ids), len(spec.orders), 1).swapaxes(0, 1)
+    return rows.swapaxes(0, 1), keys.reshape(len(spec.layers), len(ids), len(spec.orders)).swapaxes(0, 1)
 
 
 @pytest.mark.parametrize("name", GOLDEN["cases"])

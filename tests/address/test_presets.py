@@ -139,7 +139,7 @@ def test_engram_peft_by_hand() -> None:
     )  # fmt: skip
     addresses = spec.address([4, 9, 1])
     # Second token: (2, 4) gives 6 ^ 20 = 18, and (2, 4, 9) gives 18 ^ 63 = 45.
-    assert addresses.keys[:, 0, :, 0].tolist() == [[12, 16], [18, 45], [33, 38]]
+    assert addresses.keys[:, 0].tolist() == [[12, 16], [18, 45], [33, 38]]
     assert addresses.rows[:, 0].tolist() == [[12 % 11, 11 + 16 % 13], [18 % 11, 11 + 45 % 13], [33 % 11, 11 + 38 % 13]]
 
 

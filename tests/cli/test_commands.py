@@ -152,7 +152,7 @@ def test_inspect_ngram(engram: Engram, tiny_table: Path, tiny_vocab_file: Path, 
         for row in last["rows"]:
             layer_idx = table.spec.layer_ids.index(row["layer_id"])
             assert row["row"] == addresses.rows[-1, layer_idx, row["head"]]
-            assert int(last["keys"][str(row["layer_id"])]) == addresses.keys[-1, layer_idx, 0, 0]
+            assert int(last["keys"][str(row["layer_id"])]) == addresses.keys[-1, layer_idx, 0]
             raw = (tiny_table / row["shard"]).read_bytes()[row["offset"] : row["offset"] + table.row_bytes]
             record = np.frombuffer(raw, dtype=np.uint8)
             assert record.tobytes() == table.fetch_rows(row["layer_id"], [row["row"]]).tobytes()

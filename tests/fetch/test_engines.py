@@ -22,7 +22,7 @@ ROW_BYTES = {"page": [1, 8, 63, 264, 1024, 1365, 4096], "packed": [1, 8, 63, 264
 
 def addresses(rows: Any) -> Addresses:
     rows = np.asarray(rows, np.int64)
-    return Addresses(rows=rows, keys=np.zeros((*rows.shape[:2], 1, 1), np.uint64))
+    return Addresses(rows=rows, keys=np.zeros((*rows.shape[:2], 1), np.uint64))
 
 
 @given(data=st.data())

@@ -28,7 +28,7 @@ SHM = Path("/dev/shm")
 
 
 def addresses(rows: Any) -> Addresses:
-    return Addresses(rows=np.asarray(rows, np.int64), keys=np.zeros((len(rows), 1, 1, 1), np.uint64))
+    return Addresses(rows=np.asarray(rows, np.int64), keys=np.zeros((len(rows), 1, 1), np.uint64))
 
 
 @pytest.mark.parametrize("engine", ENGINE_NAMES)

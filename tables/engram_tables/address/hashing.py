@@ -167,11 +167,12 @@ def hash_tokens(
     before = _history(spec, history)
     n_tokens = len(ids)
     shape = (n_tokens, len(spec.layers))
-    rows_shape, keys_shape = (*shape, spec.n_columns), (*shape, len(spec.orders), spec.key_words)
+    rows_shape, keys_shape = (*shape, spec.n_columns), (*shape, len(spec.orders))
     if out is None:
-        out = Addresses(_empty(rows_shape).view(np.int64), _empty(keys_shape))
+        keys = _empty((*keys_shape, spec.key_words)).view(spec.key_dtype)
+        out = Addresses(_empty(rows_shape).view(np.int64), keys.reshape(keys_shape))
     _check_out("rows", out.rows, rows_shape, np.dtype(np.int64))
-    _check_out("keys", out.keys, keys_shape, np.dtype(np.uint64))
+    _check_out("keys", out.keys, keys_shape, spec.key_dtype)
     hash_blocks = _block_hasher(spec, ids, mask, before, out)
     n_blocks = -(-n_tokens // kernels.BLOCK)
     run_slices(hash_blocks, n_blocks, threads=resolve_threads(threads), grain=_GRAIN_TOKENS // kernels.BLOCK)
@@ -186,7 +187,7 @@ def _block_hasher(
     out: Addresses,
 ) -> Callable[[int, int], None]:
     """What hashes the blocks start … stop of a run of tokens."""
-    rows, keys = out.rows.reshape(-1), out.keys.reshape(-1)
+    rows, keys = out.rows.reshape(-1), out.keys.reshape(-1).view(np.uint64)
     history, layer = spec.history, spec.layers[0]
     bare = spec.mix.family is Family.IDENTITY and len(spec.layers) == spec.n_columns == 1
     if bare and len(history.replaced) <= 1:
@@ -211,19 +212,21 @@ def _block_hasher(
     return hash_windows
 
 
-def exact_keys(keys: npt.NDArray[np.uint64]) -> Any:
-    """Keys as Python integers, the last axis (words) joined: nested lists, or one integer for one key.
+def exact_keys(keys: npt.NDArray[Any]) -> Any:
+    """Keys as Python integers, in nested lists of the shape of `keys`, whatever number of words they have.
 
-    >>> exact_keys(np.array([[5, 1]], dtype=np.uint64))
+    >>> exact_keys(np.array([(5, 1)], dtype=[("word0", np.uint64), ("word1", np.uint64)]))
     [18446744073709551621]
     """
-    joined = sum(keys[..., word].astype(object) << (64 * word) for word in range(keys.shape[-1]))
+    n_words = keys.dtype.itemsize // 8
+    words = np.ascontiguousarray(keys).view(np.uint64).reshape(*keys.shape, n_words).astype(object)
+    joined = sum(words[..., word] << (64 * word) for word in range(n_words))
     return joined.tolist() if isinstance(joined, np.ndarray) else joined
 
 
 def hash_ngrams(
     spec: AddressSpec, layer_id: int, order: int, ngrams: npt.ArrayLike, *, threads: int | None = None
-) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
     """Keys and rows of n-grams that stand by themselves.
 
     Parameters
@@ -233,7 +236,7 @@ def hash_ngrams(
 
     Returns
     -------
-    uint64 (n, words) keys and int64 (n, heads) rows, global within the layer.
+    (n,) keys of `AddressSpec.key_dtype`, and int64 (n, heads) rows, global within the layer.
 
     Raises
     ------
@@ -249,9 +252,9 @@ def hash_ngrams(
     windows = np.ascontiguousarray(windows, dtype=np.uint32)
     constants, form = _prepare(spec, layer_id, order)
     n_heads = int(constants.group_valid.sum())
-    keys = np.empty((len(windows), spec.key_words), dtype=np.uint64)
+    keys = np.empty(len(windows), dtype=spec.key_dtype)
     rows = np.empty((len(windows), n_heads), dtype=np.int64)
-    flat_rows, flat_keys = rows.reshape(-1), keys.reshape(-1)
+    flat_rows, flat_keys = rows.reshape(-1), keys.view(np.uint64)
 
     def hash_slice(start: int, stop: int) -> None:
         kernels.hash_ngrams(windows, start, stop, constants, n_heads, form, flat_rows, flat_keys)

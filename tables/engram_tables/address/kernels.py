@@ -271,7 +271,7 @@ def hash_tokens(ids, dead, history, start, stop, constants, n_columns, form, row
     rows
         int64 (tokens · layers · columns,), written for these positions alone.
     keys
-        uint64 (tokens · layers · orders · words,), likewise.
+        uint64 (tokens · layers · orders · words,), likewise, least significant word first.
     """
     max_order = constants.max_order
     lead = max_order - 1

@@ -125,7 +125,8 @@ class DeepSeekRecipe(Recipe):
     Attributes
     ----------
     canonical_size
-        Size of the compressed vocabulary, on which the multipliers depend; None where a vocabulary must tell.
+        Size of the compressed vocabulary, on which the multipliers depend; None where a vocabulary must tell it and
+        the fill.
     bases
         Per order: the primes of its heads are at least this large.
     layer_ids
@@ -133,7 +134,7 @@ class DeepSeekRecipe(Recipe):
     n_layers
         Number of layers, known even where their ids are not.
     fill_id
-        Canonical id of the padding token; None where a vocabulary must map `pad_token`.
+        Canonical id of the padding token; None where a vocabulary must map `pad_token`, a token id.
     """
 
     name: str
@@ -199,15 +200,7 @@ class DeepSeekRecipe(Recipe):
     def resolve(self, layer_ids: Sequence[int] | None = None, *, vocabulary: Vocabulary | None = None) -> AddressSpec:
         """The spec with every constant derived; see `Recipe.resolve`."""
         ids = self._certain_layers(layer_ids)
-        canonical_size, fill_id = self.canonical_size, self.fill_id
-        if canonical_size is None or fill_id is None:
-            if vocabulary is None:
-                raise InvalidInput(
-                    f"{self.name}: its multipliers depend on the size of the model's own compressed vocabulary, and "
-                    "its fill on the map; give --vocab, or the config that was saved with the adapter"
-                )
-            canonical_size = vocabulary.canonical_size if canonical_size is None else canonical_size
-            fill_id = int(vocabulary.canonical([self.pad_token])[0]) if fill_id is None else fill_id
+        canonical_size, fill_id = self._size_and_fill(vocabulary)
         layers = (
             _layer(layer_id, self.multipliers(layer_id, canonical_size), moduli)
             for layer_id, moduli in zip(ids, self.moduli(), strict=True)
@@ -226,6 +219,16 @@ class DeepSeekRecipe(Recipe):
             vocab_sha256=self.vocab_sha256,
         )
         return _bound(spec, vocabulary)
+
+    def _size_and_fill(self, vocabulary: Vocabulary | None) -> tuple[int, int]:
+        if self.canonical_size is not None and self.fill_id is not None:
+            return self.canonical_size, self.fill_id
+        if vocabulary is None or self.pad_token is None:
+            raise InvalidInput(
+                f"{self.name}: its multipliers depend on the size of the model's own compressed vocabulary, and its "
+                "fill on the map; give --vocab, or the config that was saved with the adapter"
+            )
+        return vocabulary.canonical_size, int(vocabulary.canonical([self.pad_token])[0])
 
     def _certain_layers(self, layer_ids: Sequence[int] | None) -> tuple[int, ...]:
         ids = tuple(layer_ids) if layer_ids is not None else self.layer_ids

@@ -32,12 +32,13 @@ class Addresses(NamedTuple):
     rows
         int64 (tokens, layers, columns), row ids global within their layer; columns are order-major, head-minor.
     keys
-        uint64 (tokens, layers, orders, words), least significant word first: what names an n-gram exactly, so that two
-        n-grams of one order with equal keys own the same rows under every head. `AddressSpec.key_form` says what it is.
+        uint64 (tokens, layers, orders): what names an n-gram exactly, so that two n-grams of one order with equal keys
+        own the same rows under every head. Where keys pass 64 bits each is a record of uint64 words, least significant
+        first (`AddressSpec.key_dtype`). `AddressSpec.key_form` says what they hold.
     """
 
     rows: npt.NDArray[np.int64]
-    keys: npt.NDArray[np.uint64]
+    keys: npt.NDArray[Any]
 
 
 class Family(StrEnum):
@@ -234,6 +235,14 @@ class AddressSpec:
     def key_words(self) -> int:
         """64-bit words of a key."""
         return 1 if self.key_form is KeyForm.MIX else -(-self.max_order * self.id_bits // 64)
+
+    @property
+    def key_dtype(self) -> np.dtype[Any]:
+        """uint64, or a record of as many words as a key needs: `word0` is the least significant."""
+        import numpy as np
+
+        n_words = self.key_words
+        return np.dtype(np.uint64 if n_words == 1 else [(f"word{word}", np.uint64) for word in range(n_words)])
 
     def layer(self, layer_id: int) -> LayerAddressing:
         """The constants of one layer; InvalidInput if the spec has no such layer."""

@@ -299,7 +299,7 @@ class _Sharing:
             places, heads = np.nonzero(maybe[rows & mask])
             exact = (rows[places, heads][:, None] == wanted[:, heads].T).any(axis=1)
             for place, head in zip(places[exact].tolist(), heads[exact].tolist(), strict=True):
-                owner = (start + place, int(exact_keys(keys[place])))
+                owner = (start + place, exact_keys(keys[place]))
                 self._owners.setdefault((layer_id, head, int(rows[place, head])), []).append(owner)
 
     def of(self, layer_id: int, head: int, row: int, key: int) -> tuple[int, tuple[Sharer, ...]]:

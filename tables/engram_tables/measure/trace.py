@@ -108,7 +108,7 @@ def uniform_trace(spec: AddressSpec, *, n_tokens: int = _UNIFORM_TOKENS, seed: i
         moduli = [modulus for heads in layer.moduli for modulus in heads]
         for column, (offset, modulus) in enumerate(zip(layer.offsets, moduli, strict=True)):
             rows[:, layer_idx, column] = rng.integers(offset, offset + modulus, n_tokens)
-    keys = np.zeros((n_tokens, len(spec.layers), len(spec.orders), spec.key_words), np.uint64)
+    keys = np.zeros((n_tokens, len(spec.layers), len(spec.orders)), spec.key_dtype)
     description = {
         "kind": "uniform",
         "is_real_text": False,
