@@ -106,7 +106,7 @@ def nanochat(spec: AddressSpec, ids: I64) -> I64:
     """nanochat's form: one salted sum a slot."""
     shifts = [shifted(ids, back, spec.fill_id, None, visible=False) for back in range(spec.max_order)]
     layer, first, columns = spec.layers[0], 0, []
-    for (order, _), modulus in zip(spec.columns(), chain.from_iterable(layer.moduli), strict=True):
+    for (order, _), modulus in zip(spec.columns, chain.from_iterable(layer.moduli), strict=True):
         total = shifts[0] * layer.multipliers[first]
         for back in range(1, order):
             total += shifts[back] * layer.multipliers[first + back]

@@ -117,7 +117,7 @@ def _show_constants(spec: AddressSpec) -> None:
         moduli = [modulus for heads in layer.moduli for modulus in heads]
         rows = [
             (order, head, f"{modulus:,}", f"{offset:,}")
-            for (order, head), modulus, offset in zip(spec.columns(), moduli, layer.offsets, strict=True)
+            for (order, head), modulus, offset in zip(spec.columns, moduli, layer.offsets, strict=True)
         ]
         show_table("", ("order", "head", "modulus", "offset"), rows, left=0)
 
@@ -217,7 +217,7 @@ def export_spec(
     vocab: VocabFile = None,
     force: Force = False,
 ) -> None:
-    """Write a spec's constants as JSON, as NumPy arrays, or as GGUF metadata.
+    """Write a spec's constants as JSON, as NumPy arrays, as GGUF metadata, or as a C header.
 
     GGUF metadata holds the token map if --vocab is given. Multipliers are decimal strings wherever JSON is written:
     a double does not hold them all.
@@ -225,23 +225,31 @@ def export_spec(
     \b
     Examples:
       engram spec export --preset deepseek-v4.1-flash --as npz -o v41.npz
+      engram spec export --preset qwen3.8-flash-next --as c -o qwen_rows.h
       engram spec export --model config.json --vocab v4.vocab.parquet --as gguf -o kv.json
     """
     import json as json_module
 
-    from engram_tables.address.gguf_metadata import gguf_key_values
     from engram_tables.address.vocabulary import load_vocabulary
     from engram_tables.files import new_file
 
-    if form not in ("json", "npz", "gguf"):
-        raise typer.BadParameter(f"{form!r}; choose json, npz or gguf", param_hint="--as")
     resolved = resolve_spec(preset=preset, spec=spec, model=model, eos=eos, layers=layers, vocab=vocab)
-    if form == "npz":
-        data = resolved.to_npz()
-    else:
-        vocabulary = None if vocab is None else load_vocabulary(vocab)
-        value = resolved.to_json() if form == "json" else gguf_key_values(resolved, vocabulary=vocabulary)
-        data = json_module.dumps(value, indent=1).encode() + b"\n"
+    match form:
+        case "npz":
+            data = resolved.to_npz()
+        case "json":
+            data = json_module.dumps(resolved.to_json(), indent=1).encode() + b"\n"
+        case "gguf":
+            from engram_tables.address.gguf_metadata import gguf_key_values
+
+            vocabulary = None if vocab is None else load_vocabulary(vocab)
+            data = json_module.dumps(gguf_key_values(resolved, vocabulary=vocabulary), indent=1).encode() + b"\n"
+        case "c":
+            from engram_tables.address.c_header import c_header
+
+            data = c_header(resolved).encode("ascii")
+        case _:
+            raise typer.BadParameter(f"{form!r}; choose json, npz, gguf or c", param_hint="--as")
     with new_file(output, force=force) as file:
         file.write(data)
     say(f"wrote {output}, {len(data):,} bytes, fingerprint {resolved.fingerprint}")

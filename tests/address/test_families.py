@@ -49,7 +49,7 @@ def test_ngrams_by_themselves_equal_the_reference(data: st.DataObject) -> None:
     ids = [max(0, token) for token in data.draw(streams(spec))]
     ngrams = [ids[start : start + order] for start in range(len(ids) - order + 1)]
     keys, rows = hash_ngrams(spec, layer.layer_id, order, np.array(ngrams, dtype=np.int64).reshape(-1, order))
-    columns = [column for column, (length, _) in enumerate(spec.columns()) if length == order]
+    columns = [column for column, (length, _) in enumerate(spec.columns) if length == order]
     seen = [reference.ngram_window(ngram, spec.history) for ngram in ngrams]
     assert rows.tolist() == [[reference.row(spec, layer, column, ids) for column in columns] for ids in seen]
     assert exact_keys(keys) == [reference.key(spec, layer, ids) for ids in seen]
@@ -63,7 +63,7 @@ def test_equal_keys_own_equal_rows_and_only_they_are_one_entry(data: st.DataObje
     ids = data.draw(streams(spec))
     rows, keys = _reference(spec, ids)
     for order_idx, order in enumerate(spec.orders):
-        columns = [column for column, (length, _) in enumerate(spec.columns()) if length == order]
+        columns = [column for column, (length, _) in enumerate(spec.columns) if length == order]
         for layer_idx in range(len(spec.layers)):
             owned: dict[int, list[int]] = {}
             for position in range(len(ids)):

@@ -212,7 +212,7 @@ def test_ngrams_by_themselves_equal_windows_of_a_stream(name: str) -> None:
     spec = SPECS[name]
     ids = np.random.default_rng(7).integers(0, spec.canonical_size, 700)
     stream = spec.address(ids)
-    columns = spec.columns()
+    columns = spec.columns
     for order_idx, order in enumerate(spec.orders):
         windows = np.lib.stride_tricks.sliding_window_view(ids, order).astype(np.uint32)
         here = [column for column, (o, _) in enumerate(columns) if o == order]

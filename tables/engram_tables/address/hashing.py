@@ -329,9 +329,9 @@ def _prepare(spec: AddressSpec, layer_id: int | None = None, order: int | None =
     """Kernel arrays of a spec, or of one layer and order by itself, columns padded to groups of eight."""
     layers = spec.layers if layer_id is None else (spec.layer(layer_id),)
     orders = spec.orders if order is None else (order,)
-    columns = [column for column, (length, _) in enumerate(spec.columns()) if length in orders]
+    columns = [column for column, (length, _) in enumerate(spec.columns) if length in orders]
     shares_mix = spec.key_form is KeyForm.MIX
-    groups = _groups([spec.columns()[column][0] for column in columns], orders, shares_mix=shares_mix)
+    groups = _groups([spec.columns[column][0] for column in columns], orders, shares_mix=shares_mix)
     shape = (len(layers), len(groups), kernels.LANES)
     moduli, offsets = np.ones(shape, dtype=np.uint64), np.zeros(shape, dtype=np.int64)
     max_order = max(orders)
@@ -409,12 +409,12 @@ def _shared_terms(spec: AddressSpec, layer: LayerAddressing, order: int) -> list
 
 def _sum_terms(spec: AddressSpec, layer: LayerAddressing, column: int) -> list[int]:
     """Coefficients of a column's ids, newest first."""
-    order = spec.columns()[column][0]
+    order = spec.columns[column][0]
     if spec.mix.family is Family.POLYNOMIAL:
         modulus = list(chain.from_iterable(layer.moduli))[column]
         # The current id is not reduced, and its coefficient is 1 even under the modulus 1.
         return [1, *(pow(layer.multipliers[0], back, modulus) for back in range(1, order))]
-    first = sum(length for length, _ in spec.columns()[:column])
+    first = sum(length for length, _ in spec.columns[:column])
     return list(layer.multipliers[first : first + order])
 
 

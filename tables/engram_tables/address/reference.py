@@ -107,7 +107,7 @@ def mix(spec: AddressSpec, layer: LayerAddressing, column: int, ngram: Sequence[
         case Family.POLYNOMIAL:
             return sum(token * layer.multipliers[0] ** back for back, token in enumerate(ngram))
         case Family.SALTED_AFFINE:
-            first = sum(length for length, _ in spec.columns()[:column])
+            first = sum(length for length, _ in spec.columns[:column])
             salted = layer.multipliers[first : first + order]
             return sum(token * multiplier for token, multiplier in zip(ngram, salted, strict=True))
         case Family.IDENTITY:
@@ -116,7 +116,7 @@ def mix(spec: AddressSpec, layer: LayerAddressing, column: int, ngram: Sequence[
 
 def row(spec: AddressSpec, layer: LayerAddressing, column: int, ngram: Sequence[int]) -> int:
     """The row that an n-gram, newest id first, owns under one column: global within the layer."""
-    order, head = spec.columns()[column]
+    order, head = spec.columns[column]
     mixed = mix(spec, layer, column, ngram)
     if spec.mix.word_bits == 32 and mixed >= 2**31:
         mixed -= 2**32
@@ -137,7 +137,7 @@ def address(spec: AddressSpec, layer: LayerAddressing, ids: Sequence[int]) -> tu
     for position in range(len(ids)):
         seen = window(ids, position, max_order=spec.max_order, history=spec.history)
         ngrams = {order: seen[spec.lag(order) : spec.lag(order) + order] for order in spec.orders}
-        rows.append([row(spec, layer, column, ngrams[order]) for column, (order, _) in enumerate(spec.columns())])
+        rows.append([row(spec, layer, column, ngrams[order]) for column, (order, _) in enumerate(spec.columns)])
         keys.append([key(spec, layer, ngrams[order]) for order in spec.orders])
     return rows, keys
 

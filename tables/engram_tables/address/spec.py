@@ -255,9 +255,10 @@ class AddressSpec:
         """How many tokens before the current one the n-gram of an order ends."""
         return self.max_order - order if self.mix.lagged else 0
 
-    def columns(self) -> list[tuple[int, int]]:
+    @cached_property
+    def columns(self) -> tuple[tuple[int, int], ...]:
         """(order, head) of every column."""
-        return [(order, head) for order, n in zip(self.orders, self.heads, strict=True) for head in range(n)]
+        return tuple((order, head) for order, n in zip(self.orders, self.heads, strict=True) for head in range(n))
 
     @cached_property
     def fingerprint(self) -> str:

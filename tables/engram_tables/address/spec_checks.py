@@ -143,7 +143,7 @@ def _check_multipliers(spec: AddressSpec, layer: LayerAddressing, where: str) ->
         case Family.POLYNOMIAL:
             n_expected, meaning = 1, "the base"
         case Family.SALTED_AFFINE:
-            n_expected, meaning = sum(order for order, _ in spec.columns()), "one for each id of each column"
+            n_expected, meaning = sum(order for order, _ in spec.columns), "one for each id of each column"
         case Family.IDENTITY:
             n_expected, meaning = 0, "for an identity mix"
     found = f"{where}{len(multipliers)} multipliers"
@@ -175,7 +175,7 @@ def _coefficient_sums(spec: AddressSpec, layer: LayerAddressing) -> Sequence[int
 
     if spec.mix.family is Family.IDENTITY:
         return [1]
-    columns = list(zip(spec.columns(), chain.from_iterable(layer.moduli), strict=True))
+    columns = list(zip(spec.columns, chain.from_iterable(layer.moduli), strict=True))
     if spec.mix.family is Family.POLYNOMIAL:
         # Powers of the base are taken modulo the column's modulus before they multiply an id.
         return [1 + (order - 1) * (modulus - 1) for (order, _), modulus in columns]

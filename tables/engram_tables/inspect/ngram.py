@@ -233,7 +233,7 @@ class _RowViews:
 
     def __init__(self, table: Table, rows: npt.NDArray[np.int64], positions: Sequence[int]) -> None:
         self._table, self._rows, self._positions = table, rows, positions
-        self._columns = table.spec.columns()
+        self._columns = table.spec.columns
 
     def rows_of(self, order: int) -> dict[int, npt.NDArray[np.int64]]:
         """int64 (positions, heads) by layer id."""

@@ -1,0 +1,280 @@
+"""Safetensors headers, read without trust: what tensors a file holds, and where their bytes lie.
+
+Knows the container and no model. Tensor data are not touched, but for the small integer arrays asked for by name.
+Accepted is what the format's own reader accepts, less duplicate keys.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import reprlib
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from engram_tables.errors import InvalidInput
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+INDEX_NAME = "model.safetensors.index.json"
+
+_MAX_HEADER_BYTES = 100_000_000
+_MAX_INDEX_BYTES = 2**28
+_MAX_ARRAY_BYTES = 2**20
+_MAX_ARRAY_DIMENSIONS = 8
+_INT64_MAX = 2**63 - 1
+_DTYPE_BITS = {
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
+    "I32": 32, "U32": 32, "F32": 32,
+    "I64": 64, "U64": 64, "F64": 64, "C64": 64,
+}  # fmt: skip
+_INTEGER_DTYPES = {
+    "I8": "<i1", "U8": "<u1", "I16": "<i2", "U16": "<u2", "I32": "<i4", "U32": "<u4", "I64": "<i8", "U64": "<u8",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorInfo:
+    """One tensor: the format's name of its dtype, its shape, and its half-open bytes from the start of the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SafetensorsHeader:
+    """What a file says of itself.
+
+    Attributes
+    ----------
+    data_offset
+        Bytes from the start of the file to the first tensor's data.
+    metadata
+        The strings under `__metadata__`; empty where there are none.
+    tensors
+        By name, in the header's order.
+    """
+
+    path: Path
+    data_offset: int
+    metadata: dict[str, str]
+    tensors: dict[str, TensorInfo]
+
+
+def read_safetensors_header(path: Path) -> SafetensorsHeader:
+    """The header of one file, checked against the file's length.
+
+    Raises
+    ------
+    InvalidInput
+        No regular file, a header that does not fit into it or passes 100 MB, no JSON object of tensors, a duplicate
+        key, a dtype that the format does not know, or byte ranges that differ from the shapes, overlap, leave holes
+        or do not end where the file ends.
+    OSError
+        The file cannot be read.
+    """
+    data, file_bytes = _read_header(path)
+    try:
+        header = _parse_json(data)
+    except (ValueError, RecursionError) as error:
+        raise _invalid(path, f"its header is no JSON ({error})", "an object of tensors") from None
+    if not isinstance(header, dict):
+        raise _invalid(path, f"its header is a JSON {type(header).__name__}", "an object of tensors")
+    metadata = _metadata(path, header.pop("__metadata__", None))
+    data_offset = 8 + len(data)
+    tensors = {name: _tensor_info(path, name, value, data_offset) for name, value in header.items()}
+    _check_ranges(path, tensors, data_offset, file_bytes)
+    return SafetensorsHeader(path=path, data_offset=data_offset, metadata=metadata, tensors=tensors)
+
+
+def read_integers(header: SafetensorsHeader, name: str) -> npt.NDArray[np.int64]:
+    """The values of a small integer tensor, int64 of its shape.
+
+    Raises
+    ------
+    InvalidInput
+        No such tensor, another dtype (floats above all: they do not hold 64-bit constants), no values or more than
+        1 MiB of them, a value past 2^63 - 1, or a file that was cut short since its header was read.
+    """
+    import numpy as np
+
+    path = header.path
+    if name not in header.tensors:
+        raise _invalid(path, f"no tensor {name!r} among {len(header.tensors)}", "that name")
+    info = header.tensors[name]
+    where = f"tensor {name!r} is {info.dtype} {reprlib.repr(info.shape)}"
+    if info.dtype not in _INTEGER_DTYPES:
+        raise InvalidInput(
+            f"{path}: {where}, expected one of {', '.join(_INTEGER_DTYPES)}; a constant that has been through a float "
+            "is wrong: take it from its source"
+        )
+    n_bytes = info.stop - info.start
+    if not 0 < n_bytes <= _MAX_ARRAY_BYTES or len(info.shape) > _MAX_ARRAY_DIMENSIONS:
+        raise InvalidInput(
+            f"{path}: {where} of {n_bytes} bytes, expected 1 to {_MAX_ARRAY_BYTES} bytes in at most "
+            f"{_MAX_ARRAY_DIMENSIONS} dimensions, as an array of constants has; name another tensor"
+        )
+    with path.open("rb") as file:
+        file.seek(info.start)
+        data = file.read(n_bytes)
+    if len(data) != n_bytes:
+        raise _invalid(path, f"{len(data)} bytes of tensor {name!r}", f"{n_bytes}")
+    values = np.frombuffer(data, dtype=_INTEGER_DTYPES[info.dtype]).reshape(info.shape)
+    if info.dtype == "U64" and int(values.max()) > _INT64_MAX:
+        raise InvalidInput(
+            f"{path}: tensor {name!r} holds {int(values.max())}, expected at most {_INT64_MAX}; "
+            "take the constants from their source"
+        )
+    return values.astype(np.int64)
+
+
+def checkpoint_headers(path: Path) -> list[SafetensorsHeader]:
+    """The headers of one .safetensors file, or of all in a directory, in the order of their names.
+
+    An index beside them is not needed; `missing_files` says which files it names in vain.
+
+    Raises
+    ------
+    InvalidInput
+        No .safetensors file there, or one whose header is damaged.
+    """
+    if not path.is_dir():
+        return [read_safetensors_header(path)]
+    files = sorted(file for file in path.iterdir() if file.suffix == ".safetensors")
+    if not files:
+        raise InvalidInput(
+            f"{path}: found no .safetensors file in it, expected one or more; name the directory of the checkpoint"
+        )
+    return [read_safetensors_header(file) for file in files]
+
+
+def missing_files(path: Path) -> list[str]:
+    """Names of the files that a checkpoint's index lists and that are not in its directory, sorted; [] without index.
+
+    For a message about what was not found. The index is not needed to read what is there.
+
+    Raises
+    ------
+    InvalidInput
+        The index is none.
+    """
+    directory = path if path.is_dir() else path.parent
+    index = directory / INDEX_NAME
+    if not index.is_file():
+        return []
+    if index.stat().st_size > _MAX_INDEX_BYTES:
+        raise _invalid(index, f"{index.stat().st_size} bytes", f"at most {_MAX_INDEX_BYTES}")
+    try:
+        value = _parse_json(index.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise _invalid(index, f"no JSON ({error})", "an object with a weight_map") from None
+    files = value.get("weight_map") if isinstance(value, dict) else None
+    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+        raise _invalid(index, "no weight_map of tensors to files", "one")
+    # Names with a path or a zero byte in them are no file of this directory.
+    return sorted({name for name in files.values() if "\0" in name or not (directory / Path(name).name).is_file()})
+
+
+def _invalid(path: Path, found: str, expected: str) -> InvalidInput:
+    return InvalidInput(f"{path}: found {found}, expected {expected}; is it a whole safetensors file? copy it again")
+
+
+def _read_header(path: Path) -> tuple[bytes, int]:
+    """The header's bytes, and the length of the file."""
+    # Looked at before it is opened: a named pipe would wait for its writer.
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise InvalidInput(f"{path}: found no regular file, expected a .safetensors file; mend the path")
+    with path.open("rb") as file:
+        file_bytes = os.fstat(file.fileno()).st_size
+        n_header = int.from_bytes(file.read(8), "little")
+        if file_bytes < 8 or not 2 <= n_header <= file_bytes - 8:
+            raise _invalid(path, f"a header of {n_header} bytes in a file of {file_bytes}", "2 bytes to the file's end")
+        if n_header > _MAX_HEADER_BYTES:
+            raise _invalid(path, f"a header of {n_header} bytes", f"{_MAX_HEADER_BYTES} at most")
+        data = file.read(n_header)
+    if len(data) != n_header:
+        raise _invalid(path, f"{len(data)} bytes of a header", f"{n_header}")
+    return data, file_bytes
+
+
+def _parse_json(data: bytes) -> Any:
+    # Decoded here: json.loads would guess UTF-16 and UTF-32 too.
+    return json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    unique = dict(pairs)
+    "".join(unique).encode()  # half a surrogate pair, which JSON can escape, is a ValueError here
+    if len(unique) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"key {twice!r} twice")
+    return unique
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"the constant {name}")
+
+
+def _metadata(path: Path, value: Any) -> dict[str, str]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise _invalid(path, f"__metadata__ {reprlib.repr(value)}", "strings by name")
+    return value
+
+
+def _tensor_info(path: Path, name: str, value: Any, data_offset: int) -> TensorInfo:
+    """One entry of the header, its dtype known and its shape as many bytes as its range."""
+    where = f"tensor {name!r}"
+    if not isinstance(value, dict) or not value.keys() >= {"dtype", "shape", "data_offsets"}:
+        raise _invalid(path, f"{where} as {reprlib.repr(value)}", "its dtype, shape and data_offsets")
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in _DTYPE_BITS:
+        raise _invalid(path, f"{where} of dtype {reprlib.repr(dtype)}", f"one of {', '.join(_DTYPE_BITS)}")
+    if not _are_sizes(shape):
+        raise _invalid(path, f"{where} of shape {reprlib.repr(shape)}", "a list of integers, none negative")
+    if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise _invalid(path, f"{where} at {reprlib.repr(offsets)}", "two ascending byte offsets")
+    start, stop = offsets
+    if not _fills(shape, _DTYPE_BITS[dtype], 8 * (stop - start)):
+        raise _invalid(
+            path, f"{where} of {dtype} {reprlib.repr(shape)} in {stop - start} bytes", "as many bytes as the shape has"
+        )
+    return TensorInfo(dtype=dtype, shape=tuple(shape), start=data_offset + start, stop=data_offset + stop)
+
+
+def _are_sizes(value: Any) -> bool:
+    return isinstance(value, list) and all(type(size) is int and 0 <= size <= _INT64_MAX for size in value)
+
+
+def _fills(shape: list[int], value_bits: int, available_bits: int) -> bool:
+    """Whether a shape takes exactly so many bits; stops before the product of a hostile shape grows."""
+    n_bits = 0 if 0 in shape else value_bits
+    for size in shape:
+        n_bits *= size
+        if n_bits > available_bits:
+            return False
+    return n_bits == available_bits
+
+
+def _check_ranges(path: Path, tensors: dict[str, TensorInfo], data_offset: int, file_bytes: int) -> None:
+    """Every byte behind the header belongs to one tensor."""
+    end, before = data_offset, "the header"
+    for name, info in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop)):
+        if info.start != end:
+            what = "overlaps" if info.start < end else "leaves a hole behind"
+            raise _invalid(
+                path, f"tensor {name!r} from byte {info.start} on, which {what} {before!r}", f"it to begin at {end}"
+            )
+        end, before = info.stop, name
+    if end != file_bytes:
+        raise _invalid(path, f"a file of {file_bytes} bytes", f"{end}, where its last tensor ends")
