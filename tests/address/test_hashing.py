@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engram_tables import load_spec
-from engram_tables.address import hashing, kernels, reference
+from engram_tables.address import hashing, kernels, reference, vectors
 from engram_tables.address.hashing import hash_ngrams, hash_tokens
 from engram_tables.address.spec import AddressSpec, HistoryRule, LayerAddressing
 from engram_tables.errors import InvalidInput
@@ -126,9 +126,9 @@ SPECS = {
     "demo": load_spec("engram-demo"),
     "one order": _spec(orders=(1,), heads=(3,), n_layers=1),
     "gap and uneven heads": _spec(orders=(1, 3, 6), heads=(1, 9, 17), n_layers=3, fill_id=5),
-    "smallest fast modulus": _spec(base=kernels.SMALLEST_FAST_MODULUS),
+    "smallest fast modulus": _spec(base=vectors.SMALLEST_FAST_MODULUS),
     "too small a modulus": _spec(base=1),
-    "largest fast modulus": _spec(base=kernels.LARGEST_FAST_MODULUS - 23),
+    "largest fast modulus": _spec(base=vectors.LARGEST_FAST_MODULUS - 23),
     "too large a modulus": _spec(base=2**31 - 1),
     "wide ids": _spec(canonical_size=2**32, fill_id=2**32 - 1),
     "one id": _spec(canonical_size=1),

@@ -13,7 +13,7 @@ import pytest
 
 from engram_tables import load_spec
 from engram_tables.address.presets import PRESETS
-from engram_tables.address.recipes import QwenRecipe
+from engram_tables.address.relatives import QwenRecipe
 from engram_tables.address.spec import AddressSpec, Family, HistoryRule, KeyForm, LayerAddressing, MixRule
 from engram_tables.address.vocabulary import Vocabulary, build_vocabulary
 from engram_tables.errors import InvalidInput, SpecMismatch

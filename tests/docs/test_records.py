@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -17,6 +18,7 @@ import engram_tables.measure.bench as bench_module
 from engram_cli.app import app
 from engram_cli.console import Exit
 from engram_tables import errors
+from engram_tables.address.golden import read_golden
 from engram_tables.corpus.readers import Skipped
 from engram_tables.measure.ceilings import memory_ceilings
 
@@ -85,6 +87,10 @@ def made(tiny_vocab_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     _run("build-table", "--spec", home / "spec.json", "--vocab", tiny_vocab_file, "--codec", "f32",
          "-o", home / "table")  # fmt: skip
     _run("count", home / "text.txt", "--vocab", tiny_vocab_file, "-o", home / "counts")
+    _run("golden", "emit", "--spec", home / "spec.json", "-o", home / "golden.json")
+    np.save(
+        home / "golden.npy", np.concatenate([np.array(case.rows) for case in read_golden(home / "golden.json").cases])
+    )
     return home
 
 
@@ -96,6 +102,7 @@ def test_every_key_that_is_printed_is_documented(page: str, made: Path, tiny_voc
         *_run("spec", "list", "--json"),
         *_run("spec", "show", "--spec", spec, "--json"),
         *_run("hash", "--spec", spec, *vocabulary, "--text", "the cat", "--json"),
+        *_run("golden", "check", made / "golden.json", made / "golden.npy", "--json"),
         *_run("count", made / "text.txt", *vocabulary, "-o", made / "again", "--json"),
         *_run("count", made / "text.txt", *vocabulary, "-o", made / "never", "--dry-run", "--json"),
         json.loads((made / "counts" / "counts.json").read_bytes()),
@@ -108,7 +115,7 @@ def test_every_key_that_is_printed_is_documented(page: str, made: Path, tiny_voc
     for record in records:
         _check(page, record)
     unseen = set(_strings_in_code()) - {record["schema"] for record in records}
-    assert unseen == {"engram.table/1", "engram.rows/1", "engram.bench-offload/1"}
+    assert unseen == {"engram.table/1", "engram.rows/1", "engram.bench-offload/1", "engram.golden/1"}
 
 
 def _tokenizer(home: Path, vocab_file: Path) -> Path:

@@ -10,14 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from engram_tables.address.presets import V3_VOCAB_SHA256, V4_VOCAB_SHA256
-from engram_tables.address.recipes import (
-    DeepSeekRecipe,
-    GemmaRecipe,
-    LongCatRecipe,
-    NanochatRecipe,
-    QwenRecipe,
-    Recipe,
-)
+from engram_tables.address.recipes import DeepSeekRecipe, Recipe
+from engram_tables.address.relatives import GemmaRecipe, LongCatRecipe, NanochatRecipe, QwenRecipe
 from engram_tables.address.spec import AddressSpec, MixRule
 from engram_tables.address.spec_files import read_json
 from engram_tables.address.vocabulary import Vocabulary

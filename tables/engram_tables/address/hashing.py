@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from engram_tables.address import kernels
+from engram_tables.address import kernels, vectors
 from engram_tables.address.spec import Addresses, AddressSpec, Family, KeyForm, LayerAddressing
 from engram_tables.errors import InvalidInput
 from engram_tables.memory import CACHE_LINE_BYTES, aligned_bytes
@@ -174,8 +174,8 @@ def hash_tokens(
     _check_out("rows", out.rows, rows_shape, np.dtype(np.int64))
     _check_out("keys", out.keys, keys_shape, spec.key_dtype)
     hash_blocks = _block_hasher(spec, ids, mask, before, out)
-    n_blocks = -(-n_tokens // kernels.BLOCK)
-    run_slices(hash_blocks, n_blocks, threads=resolve_threads(threads), grain=_GRAIN_TOKENS // kernels.BLOCK)
+    n_blocks = -(-n_tokens // vectors.BLOCK)
+    run_slices(hash_blocks, n_blocks, threads=resolve_threads(threads), grain=_GRAIN_TOKENS // vectors.BLOCK)
     return out
 
 
@@ -195,7 +195,7 @@ def _block_hasher(
         modulus, offset = layer.moduli[0][0], layer.offsets[0]
 
         def hash_bare(start: int, stop: int) -> None:
-            first, last = start * kernels.BLOCK, min(stop * kernels.BLOCK, len(ids))
+            first, last = start * vectors.BLOCK, min(stop * vectors.BLOCK, len(ids))
             kernels.hash_ids(
                 ids, mask, first, last, spec.fill_id, low, high, history.replacement, modulus, offset, rows, keys
             )
@@ -206,7 +206,7 @@ def _block_hasher(
         form = kernels.REDUCE_PAST_CACHE
 
     def hash_windows(start: int, stop: int) -> None:
-        first, last = start * kernels.BLOCK, min(stop * kernels.BLOCK, len(ids))
+        first, last = start * vectors.BLOCK, min(stop * vectors.BLOCK, len(ids))
         kernels.hash_tokens(ids, mask, before, first, last, constants, spec.n_columns, form, rows, keys)
 
     return hash_windows
@@ -332,10 +332,10 @@ def _prepare(spec: AddressSpec, layer_id: int | None = None, order: int | None =
     columns = [column for column, (length, _) in enumerate(spec.columns) if length in orders]
     shares_mix = spec.key_form is KeyForm.MIX
     groups = _groups([spec.columns[column][0] for column in columns], orders, shares_mix=shares_mix)
-    shape = (len(layers), len(groups), kernels.LANES)
+    shape = (len(layers), len(groups), vectors.LANES)
     moduli, offsets = np.ones(shape, dtype=np.uint64), np.zeros(shape, dtype=np.int64)
     max_order = max(orders)
-    sums = np.zeros((*shape[:2], max_order, kernels.LANES), dtype=np.uint64)
+    sums = np.zeros((*shape[:2], max_order, vectors.LANES), dtype=np.uint64)
     for layer_idx, layer in enumerate(layers):
         flat = list(chain.from_iterable(layer.moduli))
         for group, (_, start, n_valid) in enumerate(groups):
@@ -384,7 +384,7 @@ def _prepare(spec: AddressSpec, layer_id: int | None = None, order: int | None =
 
 def _groups(lengths: Sequence[int], orders: Sequence[int], *, shares_mix: bool) -> list[tuple[int, int, int]]:
     """(place of the order, first column, columns) of each group; `lengths` is the order of every column."""
-    lanes = kernels.LANES
+    lanes = vectors.LANES
     if not shares_mix:
         return [(0, start, min(lanes, len(lengths) - start)) for start in range(0, len(lengths), lanes)]
     groups = []
@@ -439,7 +439,7 @@ def _form(spec: AddressSpec) -> int:
     used = [modulus for layer in spec.layers for heads in layer.moduli for modulus in heads]
     if spec.mix.word_bits == 32:
         return kernels.DIVIDE_SIGNED
-    fast = min(used) >= kernels.SMALLEST_FAST_MODULUS and max(used) <= kernels.LARGEST_FAST_MODULUS
+    fast = min(used) >= vectors.SMALLEST_FAST_MODULUS and max(used) <= vectors.LARGEST_FAST_MODULUS
     return kernels.REDUCE if fast else kernels.DIVIDE
 
 
@@ -450,5 +450,5 @@ def _empty(shape: tuple[int, ...]) -> npt.NDArray[np.uint64]:
 
 def _can_pass_cache(constants: kernels.HashConstants, out: Addresses) -> bool:
     aligned = out.rows.ctypes.data % CACHE_LINE_BYTES == out.keys.ctypes.data % CACHE_LINE_BYTES == 0
-    full = bool((constants.group_valid == kernels.LANES).all()) and bool(constants.narrow)
+    full = bool((constants.group_valid == vectors.LANES).all()) and bool(constants.narrow)
     return aligned and full and out.rows.nbytes > _CACHED_RESULT_BYTES

@@ -5,14 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from engram_tables.address.recipes import (
-    DeepSeekRecipe,
-    GemmaRecipe,
-    LongCatRecipe,
-    NanochatRecipe,
-    QwenRecipe,
-    Recipe,
-)
+from engram_tables.address.recipes import DeepSeekRecipe, Recipe
+from engram_tables.address.relatives import GemmaRecipe, LongCatRecipe, NanochatRecipe, QwenRecipe
 from engram_tables.address.spec import AddressSpec, MixRule
 from engram_tables.address.spec_files import read_spec
 from engram_tables.address.vocabulary import Vocabulary

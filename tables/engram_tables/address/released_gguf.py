@@ -17,7 +17,8 @@ from engram_tables.address.configs import canonical_fill, map_digest
 from engram_tables.address.findings import Fact, Finding
 from engram_tables.address.gguf_keys import GgufKeys
 from engram_tables.address.presets import PRESETS
-from engram_tables.address.recipes import DeepSeekRecipe, QwenRecipe
+from engram_tables.address.recipes import DeepSeekRecipe
+from engram_tables.address.relatives import QwenRecipe
 from engram_tables.address.spec import AddressSpec
 from engram_tables.address.spec_checks import MAX_ORDER
 from engram_tables.address.vocabulary import Vocabulary
