@@ -98,7 +98,8 @@ def _show_constants(spec: AddressSpec) -> None:
     show(f"name            {spec.name}")
     show(f"from            {spec.provenance}")
     show(f"fingerprint     {spec.fingerprint}")
-    show(f"ids             {spec.canonical_size:,} {ids}; map SHA-256 {spec.vocab_sha256 or 'not stated'}")
+    show(f"ids             {spec.canonical_size:,} {ids}")
+    show(f"map SHA-256     {spec.vocab_sha256 or 'not stated'}")
     show(f"hash            {_hash_words(spec)}")
     for line in _history_words(spec):
         show(f"history         {line}")
@@ -132,9 +133,10 @@ def _history_words(spec: AddressSpec) -> list[str]:
     history = spec.history
     lines = [f"id {history.fill_id} where it is missing"]
     if history.boundary_ids:
-        seen = "seen by the next token alone" if history.boundary_visible else "not seen by the next token"
-        closed = "sees nothing before itself" if history.boundary_closed else "sees its own past"
-        lines.append(f"ends at id {', '.join(map(str, history.boundary_ids))}, which is {seen} and {closed}")
+        names = ", ".join(map(str, history.boundary_ids))
+        seen = "sees its id" if history.boundary_visible else f"sees id {history.fill_id} in its place"
+        closed = "itself sees nothing before it" if history.boundary_closed else "itself sees its own past"
+        lines.append(f"ends behind id {names}: the next token {seen}; the boundary {closed}")
     if history.replaced:
         ranges = ", ".join(f"{start}-{stop - 1}" for start, stop in history.replaced)
         lines.append(f"ids {ranges} are hashed as {history.replacement}")

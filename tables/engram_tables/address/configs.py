@@ -73,8 +73,12 @@ class _Section:
         return bool(self.values.get(key))
 
     def name(self) -> str:
+        """What the config calls the model, or the directory that it lies in."""
         stated = self.values.get("_name_or_path")
-        return stated if isinstance(stated, str) and stated else Path(self.where).name
+        if isinstance(stated, str) and stated:
+            return stated
+        path = Path(self.where)
+        return path.absolute().parent.name if path.name == "config.json" else path.stem
 
     def provenance(self) -> str:
         return f"config {Path(self.where).name}"
