@@ -40,8 +40,8 @@ def resolve_with_vocabulary(
     vocabulary: Vocabulary | None,
 ) -> AddressSpec:
     """The same with a vocabulary that is loaded already."""
-    from engram_tables.address.models import spec_from_model
     from engram_tables.address.presets import PRESETS, load_spec
+    from engram_tables.address.released.models import spec_from_model
     from engram_tables.errors import InvalidInput
 
     if sum(source is not None for source in (preset, spec, model)) != 1:

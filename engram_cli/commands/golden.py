@@ -13,8 +13,8 @@ from engram_cli.options import Eos, Force, JsonFlag, LayerIds, ModelPath, Preset
 from engram_cli.spec_source import resolve_spec
 
 if TYPE_CHECKING:
-    from engram_tables.address.golden import Golden
-    from engram_tables.address.golden_check import GoldenReport
+    from engram_tables.address.golden.cases import Golden
+    from engram_tables.address.golden.check import GoldenReport
 
 
 def emit_golden(
@@ -37,7 +37,7 @@ def emit_golden(
       engram golden emit --preset deepseek-v4.1-flash -o golden.json
       engram golden emit --spec mine.json -o mine.golden.json
     """
-    from engram_tables.address.golden import golden_bytes, make_golden
+    from engram_tables.address.golden.cases import golden_bytes, make_golden
     from engram_tables.files import new_file, refuse_existing
 
     refuse_existing(output, force=force)
@@ -74,8 +74,8 @@ def check_golden(
       engram golden check golden.json rows.npy
       engram golden check golden.json answers.jsonl --json | jq '.causes[].name'
     """
-    from engram_tables.address.golden import read_golden
-    from engram_tables.address.golden_check import check_rows, load_answer
+    from engram_tables.address.golden.cases import read_golden
+    from engram_tables.address.golden.check import check_rows, load_answer
 
     golden_set = read_golden(golden)
     report = check_rows(golden_set, load_answer(rows, golden_set), local=local)

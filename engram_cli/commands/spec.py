@@ -242,12 +242,12 @@ def export_spec(
         case "json":
             data = json_module.dumps(resolved.to_json(), indent=1).encode() + b"\n"
         case "gguf":
-            from engram_tables.address.gguf_metadata import gguf_key_values
+            from engram_tables.address.export.gguf_metadata import gguf_key_values
 
             vocabulary = None if vocab is None else load_vocabulary(vocab)
             data = json_module.dumps(gguf_key_values(resolved, vocabulary=vocabulary), indent=1).encode() + b"\n"
         case "c":
-            from engram_tables.address.c_header import c_header
+            from engram_tables.address.export.c_header import c_header
 
             data = c_header(resolved).encode("ascii")
         case _:

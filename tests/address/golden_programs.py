@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from engram_tables import load_spec
-from engram_tables.address.golden import Golden, golden_bytes, make_golden
+from engram_tables.address.golden.cases import Golden, golden_bytes, make_golden
 from engram_tables.address.spec import AddressSpec, Family, HistoryRule, LayerAddressing, MixRule
 
 Rows = np.ndarray[Any, np.dtype[np.int64]]

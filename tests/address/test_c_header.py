@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from random_specs import specs, streams
 
 from engram_tables import load_spec
-from engram_tables.address.c_header import c_header
-from engram_tables.address.golden import golden_cases
+from engram_tables.address.export.c_header import c_header
+from engram_tables.address.golden.cases import golden_cases
 from engram_tables.address.spec import AddressSpec, Family, HistoryRule, LayerAddressing, MixRule
 from engram_tables.errors import InvalidInput
 

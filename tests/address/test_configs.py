@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from engram_tables import load_spec
-from engram_tables.address.configs import map_digest, spec_from_config
+from engram_tables.address.released.configs import map_digest, spec_from_config
 from engram_tables.address.spec import HistoryRule
 from engram_tables.errors import InvalidInput, SpecMismatch
 

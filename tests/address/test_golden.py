@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from random_specs import specs
 
 from engram_tables.address import reference
-from engram_tables.address.golden import Golden, GoldenCase, golden_bytes, golden_cases, make_golden, read_golden
-from engram_tables.address.golden_check import GoldenReport, check_rows, load_answer
-from engram_tables.address.golden_mistakes import MISTAKES, SHIFTED, Question, Variant
-from engram_tables.address.golden_port import port_rows, right_port
+from engram_tables.address.golden.cases import Golden, GoldenCase, golden_bytes, golden_cases, make_golden, read_golden
+from engram_tables.address.golden.check import GoldenReport, check_rows, load_answer
+from engram_tables.address.golden.mistakes import MISTAKES, SHIFTED, Question, Variant
+from engram_tables.address.golden.port import port_rows, right_port
 from engram_tables.address.spec import AddressSpec, Family, HistoryRule, MixRule
 
 BROKEN = [

@@ -16,8 +16,8 @@ from golden_programs import Program, Rows, file_of, golden_of, write_lines
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from engram_tables.address.golden import golden_bytes, read_golden
-from engram_tables.address.golden_check import check_rows, load_answer
+from engram_tables.address.golden.cases import golden_bytes, read_golden
+from engram_tables.address.golden.check import check_rows, load_answer
 from engram_tables.errors import InvalidInput
 
 

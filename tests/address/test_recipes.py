@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engram_tables import load_spec
-from engram_tables.address.configs import spec_from_config
-from engram_tables.address.gguf_metadata import gguf_key_values
+from engram_tables.address.export.gguf_metadata import gguf_key_values
 from engram_tables.address.presets import PRESETS
 from engram_tables.address.primes import is_prime, next_prime
 from engram_tables.address.random_stream import Pcg64
 from engram_tables.address.recipes import DeepSeekRecipe
+from engram_tables.address.released.configs import spec_from_config
 from engram_tables.address.spec import AddressSpec
 from engram_tables.address.spec_files import read_spec
 from engram_tables.address.vocabulary import Vocabulary, build_vocabulary

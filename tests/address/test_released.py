@@ -19,11 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engram_tables import load_spec
-from engram_tables.address.configs import map_digest, spec_from_config
-from engram_tables.address.gguf_metadata import gguf_key_values
-from engram_tables.address.models import spec_from_model
+from engram_tables.address.export.gguf_metadata import gguf_key_values
 from engram_tables.address.recipes import DeepSeekRecipe
-from engram_tables.address.released import spec_from_checkpoint, spec_from_gguf
+from engram_tables.address.released.checkpoints import spec_from_checkpoint, spec_from_gguf
+from engram_tables.address.released.configs import map_digest, spec_from_config
+from engram_tables.address.released.models import spec_from_model
 from engram_tables.address.spec import AddressSpec
 from engram_tables.address.spec_files import read_spec
 from engram_tables.address.vocabulary import Vocabulary, build_vocabulary

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engram_tables.address.golden import golden_bytes, make_golden, read_golden
+from engram_tables.address.golden.cases import golden_bytes, make_golden, read_golden
 from engram_tables.address.spec_files import read_spec
 
 from .conftest import Engram

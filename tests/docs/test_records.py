@@ -18,7 +18,7 @@ import engram_tables.measure.bench as bench_module
 from engram_cli.app import app
 from engram_cli.console import Exit
 from engram_tables import errors
-from engram_tables.address.golden import read_golden
+from engram_tables.address.golden.cases import read_golden
 from engram_tables.corpus.readers import Skipped
 from engram_tables.measure.ceilings import memory_ceilings
 

@@ -7,6 +7,7 @@ from functools import lru_cache
 from itertools import chain
 from math import prod
 from pathlib import Path
+from tokenize import TokenError
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -133,7 +134,7 @@ def _load_ids(file: Path) -> npt.NDArray[np.int64]:
     try:
         # Mapped, so that a header cannot ask for more memory than the file has bytes.
         ids = np.lib.format.open_memmap(file, mode="r")
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, TypeError, SyntaxError, TokenError) as error:
         raise InvalidInput(f"{file}: not a whole .npy of integers ({error})") from None
     if not isinstance(ids, np.ndarray) or ids.ndim != 1 or ids.dtype.kind not in "iu":
         found = f"{ids.dtype} {ids.shape}" if isinstance(ids, np.ndarray) else "an archive"

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from engram_tables.address.configs import canonical_fill, map_digest
-from engram_tables.address.findings import Fact, Finding
-from engram_tables.address.gguf_keys import GgufKeys
 from engram_tables.address.presets import PRESETS
 from engram_tables.address.recipes import DeepSeekRecipe
 from engram_tables.address.relatives import QwenRecipe
+from engram_tables.address.released.configs import canonical_fill, map_digest
+from engram_tables.address.released.findings import Fact, Finding
+from engram_tables.address.released.gguf_keys import GgufKeys
 from engram_tables.address.spec import AddressSpec
 from engram_tables.address.spec_checks import MAX_ORDER
 from engram_tables.address.vocabulary import Vocabulary

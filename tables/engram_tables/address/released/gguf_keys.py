@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from engram_tables.address.findings import Fact, Finding
+from engram_tables.address.released.findings import Fact, Finding
 from engram_tables.errors import InvalidInput, SpecMismatch
 from engram_tables.gguf_file import GgufHeader, GgufValue
 

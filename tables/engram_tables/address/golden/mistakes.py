@@ -1,7 +1,7 @@
 """Known mistakes of programs that address rows, each as the rows that it gives to the tokens of a golden set.
 
-Most are the reference with one rule changed (`golden_port.py`); the others rearrange the right rows. Whether one of
-them explains an answer is the business of `golden_check.py`.
+Most are the reference with one rule changed (`port.py`); the others rearrange the right rows. Whether one of
+them explains an answer is the business of `check.py`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from itertools import chain, permutations
 from typing import Any, NamedTuple
 
 from engram_tables.address import reference
-from engram_tables.address.golden import CaseRows, Golden, GoldenCase
-from engram_tables.address.golden_drafts import DEAD
-from engram_tables.address.golden_port import (
+from engram_tables.address.golden.cases import CaseRows, Golden, GoldenCase
+from engram_tables.address.golden.drafts import DEAD
+from engram_tables.address.golden.port import (
     NOTHING,
     Port,
     as_float32,

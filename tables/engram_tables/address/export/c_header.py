@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from string import Template
 
-from engram_tables.address import c_templates as templates
-from engram_tables.address.golden import golden_cases
+from engram_tables.address.export import c_templates as templates
+from engram_tables.address.golden.cases import golden_cases
 from engram_tables.address.spec import AddressSpec, Family, KeyForm, LayerAddressing
 from engram_tables.errors import InvalidInput
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from engram_tables.address.findings import Fact, Finding
+from engram_tables.address.released.findings import Fact, Finding
 from engram_tables.errors import InvalidInput
 from engram_tables.safetensors_file import SafetensorsHeader, TensorInfo, missing_files, read_integers
 

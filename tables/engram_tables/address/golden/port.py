@@ -9,8 +9,8 @@ from itertools import chain
 from typing import Protocol
 
 from engram_tables.address import reference
-from engram_tables.address.golden import GoldenCase
-from engram_tables.address.golden_drafts import DEAD
+from engram_tables.address.golden.cases import GoldenCase
+from engram_tables.address.golden.drafts import DEAD
 from engram_tables.address.spec import AddressSpec, Family, HistoryRule, LayerAddressing, MixRule
 
 Arithmetic = Callable[[int, int], int]

@@ -8,9 +8,9 @@ from itertools import chain
 from typing import NamedTuple
 
 from engram_tables.address import reference
-from engram_tables.address.golden import CaseRows, Golden, GoldenCase
-from engram_tables.address.golden_mistakes import Question
-from engram_tables.address.golden_port import NOTHING
+from engram_tables.address.golden.cases import CaseRows, Golden, GoldenCase
+from engram_tables.address.golden.mistakes import Question
+from engram_tables.address.golden.port import NOTHING
 from engram_tables.address.spec import AddressSpec, KeyForm
 from engram_tables.units import EXACT_IN_DOUBLE
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from engram_tables.address.configs import spec_from_config
-from engram_tables.address.findings import Fact, contradiction
 from engram_tables.address.presets import PRESETS
 from engram_tables.address.recipes import DeepSeekRecipe, Recipe
-from engram_tables.address.released_gguf import read_model
-from engram_tables.address.released_tensors import FoundTables, find_tables
+from engram_tables.address.released.configs import spec_from_config
+from engram_tables.address.released.findings import Fact, contradiction
+from engram_tables.address.released.gguf import read_model
+from engram_tables.address.released.tensors import FoundTables, find_tables
 from engram_tables.address.spec import AddressSpec
 from engram_tables.address.vocabulary import Vocabulary
 from engram_tables.errors import InvalidInput, SpecMismatch

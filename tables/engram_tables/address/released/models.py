@@ -28,15 +28,15 @@ def spec_from_model(path: Path, *, vocabulary: Vocabulary | None = None, eos: in
         What the file's arrays say and what its config derives differ.
     """
     if path.is_dir() or path.suffix == ".safetensors":
-        from engram_tables.address.released import spec_from_checkpoint
+        from engram_tables.address.released.checkpoints import spec_from_checkpoint
 
         return spec_from_checkpoint(path, vocabulary=vocabulary, eos=eos)
     if path.suffix == ".gguf":
-        from engram_tables.address.released import spec_from_gguf
+        from engram_tables.address.released.checkpoints import spec_from_gguf
 
         return spec_from_gguf(path, vocabulary=vocabulary, eos=eos)
     if path.suffix != ".json":
         raise InvalidInput(f"{path}: expected a config.json, a directory, a .safetensors or a .gguf")
-    from engram_tables.address.configs import spec_from_config
+    from engram_tables.address.released.configs import spec_from_config
 
     return spec_from_config(path, vocabulary=vocabulary, eos=eos)

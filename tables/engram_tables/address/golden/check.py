@@ -10,9 +10,9 @@ from pathlib import Path
 from tokenize import TokenError
 from typing import TYPE_CHECKING, Any
 
-from engram_tables.address.golden import CaseRows, Golden, nested_integers
-from engram_tables.address.golden_hints import Hint, Place, all_places, find_hints
-from engram_tables.address.golden_mistakes import MISTAKES, SHIFTED, Mistake, Question, Simulation
+from engram_tables.address.golden.cases import CaseRows, Golden, nested_integers
+from engram_tables.address.golden.hints import Hint, Place, all_places, find_hints
+from engram_tables.address.golden.mistakes import MISTAKES, SHIFTED, Mistake, Question, Simulation
 from engram_tables.errors import InvalidInput
 
 if TYPE_CHECKING:

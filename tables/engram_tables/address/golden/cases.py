@@ -1,7 +1,7 @@
 """Golden vectors: token runs that reach a spec's corners, and the rows that each of their tokens owns.
 
 A program in any language that answers every case rightly addresses the table as the spec says. Rows and keys come from
-the plain-Python reference; `golden_check.py` compares another program's answer.
+the plain-Python reference; `check.py` compares another program's answer.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from engram_tables.address import reference
-from engram_tables.address.golden_drafts import DEAD, drafts
+from engram_tables.address.golden.drafts import DEAD, drafts
 from engram_tables.address.spec import AddressSpec
 from engram_tables.address.spec_files import read_json, spec_from_json
 from engram_tables.errors import InvalidInput

@@ -1,0 +1,1 @@
+"""Specs written for programs that cannot import Python."""

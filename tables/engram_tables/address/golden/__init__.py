@@ -1,0 +1,1 @@
+"""Golden vectors: what a spec's rows must be, and what another program made of them."""

@@ -1,0 +1,1 @@
+"""Specs from what people hold of a released model: configs, checkpoints, GGUF files."""
