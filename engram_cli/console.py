@@ -80,7 +80,7 @@ def _stop(error: BaseException, code: Exit) -> NoReturn:
         import traceback
 
         traceback.print_exception(error)
-    print(f"error: {error or type(error).__name__}", file=sys.stderr)
+    print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
     for note in getattr(error, "__notes__", ()):
         print(f"  {note}", file=sys.stderr)
     raise typer.Exit(code) from None
@@ -144,9 +144,9 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[objec
         table.add_column(column, justify="left" if position < left else "right", overflow="fold")
     for row in rows:
         table.add_row(*(Text(_printable(str(cell))) for cell in row))
-    # A pipe gets the whole width: a cell that wraps there could not be read by a program.
-    width = None if sys.stdout.isatty() else max(200, _width(columns, rows))
-    console = Console(width=width)
+    # Cells are never folded, not even on a narrow terminal, whose own wrapping keeps a line's text together.
+    console = Console()
+    console.width = max(console.width, _width(columns, rows))
     with console.capture() as captured:
         console.print(table)
     for line in captured.get().splitlines():
@@ -154,7 +154,9 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[objec
 
 
 def _width(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> int:
-    widths = [max(len(str(row[column])) for row in (columns, *rows)) for column in range(len(columns))]
+    from rich.cells import cell_len
+
+    widths = [max(cell_len(str(row[column])) for row in (columns, *rows)) for column in range(len(columns))]
     return sum(widths) + 3 * len(columns) + 2
 
 

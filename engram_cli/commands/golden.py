@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +26,9 @@ def emit_golden(
     eos: Eos = None,
     layers: LayerIds = None,
     vocab: VocabFile = None,
+    no_dead: Annotated[
+        bool, typer.Option("--no-dead", help="Leave out all cases with dead tokens, for engines that have none.")
+    ] = False,
     force: Force = False,
 ) -> None:
     """Write golden vectors: token runs that reach a spec's corners, and the rows of every token.
@@ -36,12 +40,14 @@ def emit_golden(
     Examples:
       engram golden emit --preset deepseek-v4.1-flash -o golden.json
       engram golden emit --spec mine.json -o mine.golden.json
+      engram golden emit --preset qwen3.8-flash-next --no-dead -o qwen.json
     """
     from engram_tables.address.golden.cases import golden_bytes, make_golden
     from engram_tables.files import new_file, refuse_existing
 
     refuse_existing(output, force=force)
-    golden = make_golden(resolve_spec(preset=preset, spec=spec, model=model, eos=eos, layers=layers, vocab=vocab))
+    resolved = resolve_spec(preset=preset, spec=spec, model=model, eos=eos, layers=layers, vocab=vocab)
+    golden = make_golden(resolved, with_dead=not no_dead)
     data = golden_bytes(golden)
     with new_file(output, force=force) as file:
         file.write(data)
@@ -57,7 +63,7 @@ def check_golden(
         Path,
         typer.Argument(
             help="The answer: a .npy of integers (tokens of all cases, layers, columns), or a .jsonl with an object "
-            '{"case": NAME, "rows": [[[...]]]} for each case.'
+            '{"case": NAME, "rows": [[[...]]]} for each case; - reads such lines from standard input.'
         ),
     ],
     local: Annotated[
@@ -73,12 +79,14 @@ def check_golden(
     Examples:
       engram golden check golden.json rows.npy
       engram golden check golden.json answers.jsonl --json | jq '.causes[].name'
+      your-program golden.json | engram golden check golden.json -
     """
-    from engram_tables.address.golden.cases import read_golden
-    from engram_tables.address.golden.check import check_rows, load_answer
+    from engram_tables.address.golden.check import check_rows, load_answer, load_lines
 
-    golden_set = read_golden(golden)
-    report = check_rows(golden_set, load_answer(rows, golden_set), local=local)
+    golden_set, is_stream = _read_golden(golden), str(rows) == "-"
+    source = "standard input" if is_stream else str(rows)
+    answer = load_lines(sys.stdin.buffer, golden_set, where=source) if is_stream else load_answer(rows, golden_set)
+    report = check_rows(golden_set, answer, local=local)
     if json:
         emit(_record(golden_set, report, local=local))
     elif report.is_equal:
@@ -86,9 +94,20 @@ def check_golden(
     else:
         _show_report(report)
     if not report.is_equal:
-        check_found(
-            f"{rows}: {report.n_rows_differing:,} of {report.n_rows:,} rows differ from those of {golden_set.spec.name}"
-        )
+        differing = f"{report.n_rows_differing:,} of {report.n_rows:,} rows differ"
+        check_found(f"{source}: {differing} from those of {golden_set.spec.name}")
+
+
+def _read_golden(path: Path) -> Golden:
+    from engram_tables.address.golden.cases import read_golden
+    from engram_tables.errors import InvalidInput
+
+    try:
+        return read_golden(path)
+    except InvalidInput as error:
+        if path.suffix in (".npy", ".jsonl"):
+            raise InvalidInput(f"{error}; the first argument is the golden file, the second the answer") from None
+        raise
 
 
 def _record(golden: Golden, report: GoldenReport, *, local: bool) -> dict[str, Any]:

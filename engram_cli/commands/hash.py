@@ -24,7 +24,7 @@ def hash_ids(
     layers: LayerIds = None,
     vocab: VocabFile = None,
     text: Annotated[str | None, typer.Option("--text", help="Text to tokenise and hash.")] = None,
-    ids: Annotated[str | None, typer.Option("--ids", help="Token ids: 0,3,15.")] = None,
+    ids: Annotated[str | None, typer.Option("--ids", help="Token ids: 0,3,15; -1 where dead.")] = None,
     file: Annotated[
         Path | None,
         typer.Option("--file", metavar="FILE", help="Integers (tokens,) in a .npy, or UTF-8 text otherwise."),
@@ -83,6 +83,11 @@ def hash_ids(
         history=() if history is None else parse_integers(history),
         threads=threads,
     )
+    if vocabulary is not None and vocabulary.canonical_size < resolved.canonical_size:
+        say(
+            f"note: the vocabulary of {vocabulary.source} has {vocabulary.canonical_size:,} ids, {resolved.name} knows "
+            f"{resolved.canonical_size:,}: is it the model's own?"
+        )
     if output is not None:
         import numpy as np
 
@@ -129,4 +134,9 @@ def _show_rows(hashed: HashedTokens, spec: AddressSpec) -> None:
                 seen = "dead" if hashed.dead[position] else canonical_id
                 table.append((position, seen, layer_id, order, f"{key:016x}", " ".join(map(str, rows.tolist()))))
                 column += n_heads
-    show_table("", ("position", "canonical id", "layer", "order", "key", "rows, head by head"), table, left=0)
+    show_table(
+        "",
+        ("position", "canonical id" if spec.folded else "token id", "layer", "order", "key", "rows, head by head"),
+        table,
+        left=0,
+    )

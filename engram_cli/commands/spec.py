@@ -99,10 +99,11 @@ def _show_constants(spec: AddressSpec) -> None:
     show(f"from            {spec.provenance}")
     show(f"fingerprint     {spec.fingerprint}")
     show(f"ids             {spec.canonical_size:,} {ids}")
-    show(f"map SHA-256     {spec.vocab_sha256 or 'not stated'}")
+    if spec.folded or spec.vocab_sha256:
+        show(f"map SHA-256     {spec.vocab_sha256 or 'not stated'}")
     show(f"hash            {_hash_words(spec)}")
-    for line in _history_words(spec):
-        show(f"history         {line}")
+    for label, line in _history_words(spec):
+        show(f"{label:15} {line}")
     show(f"orders          {', '.join(map(str, spec.orders))}, heads {', '.join(map(str, spec.heads))}")
     show(f"row width       {spec.row_width or 'not stated'}")
     if spec.slices:
@@ -124,22 +125,24 @@ def _show_constants(spec: AddressSpec) -> None:
 
 
 def _hash_words(spec: AddressSpec) -> str:
-    rules = [str(spec.mix.family), f"{spec.mix.word_bits}-bit words"]
+    rules = [str(spec.mix.family)]
+    rules += [f"{spec.mix.word_bits}-bit words"] if spec.mix.family == "xor-multiply" else []
+    rules += ["exact integers, reduced by each modulus"] if spec.mix.family == "polynomial" else []
     rules += ["every order begins at the oldest token of the window"] if spec.mix.lagged else []
     return ", ".join(rules)
 
 
-def _history_words(spec: AddressSpec) -> list[str]:
+def _history_words(spec: AddressSpec) -> list[tuple[str, str]]:
     history = spec.history
-    lines = [f"id {history.fill_id} where it is missing"]
+    lines = [("fill", f"id {history.fill_id}, where the history is missing or dead")]
     if history.boundary_ids:
         names = ", ".join(map(str, history.boundary_ids))
-        seen = "sees its id" if history.boundary_visible else f"sees id {history.fill_id} in its place"
-        closed = "itself sees nothing before it" if history.boundary_closed else "itself sees its own past"
-        lines.append(f"ends behind id {names}: the next token {seen}; the boundary {closed}")
+        seen = "sees it" if history.boundary_visible else f"sees id {history.fill_id}"
+        own = "nothing" if history.boundary_closed else "its past"
+        lines.append(("boundary", f"id {names}; the next token {seen}, the boundary itself {own}"))
     if history.replaced:
         ranges = ", ".join(f"{start}-{stop - 1}" for start, stop in history.replaced)
-        lines.append(f"ids {ranges} are hashed as {history.replacement}")
+        lines.append(("replaced", f"ids {ranges} are hashed as {history.replacement}"))
     return lines
 
 
@@ -211,6 +214,9 @@ def export_spec(
         str,
         typer.Option("--as", help="json, npz, gguf (key-values of the public spellings, as JSON), or c (a header)."),
     ] = "json",
+    prefix: Annotated[
+        str | None, typer.Option("--prefix", help="With --as c: what every name begins with; the spec's name if unset.")
+    ] = None,
     preset: Preset = None,
     spec: SpecFile = None,
     model: ModelPath = None,
@@ -227,7 +233,7 @@ def export_spec(
     \b
     Examples:
       engram spec export --preset deepseek-v4.1-flash --as npz -o v41.npz
-      engram spec export --preset qwen3.8-flash-next --as c -o qwen_rows.h
+      engram spec export --preset qwen3.8-flash-next --as c --prefix qwen -o qwen_rows.h
       engram spec export --model config.json --vocab v4.vocab.parquet --as gguf -o kv.json
     """
     import json as json_module
@@ -249,7 +255,7 @@ def export_spec(
         case "c":
             from engram_tables.address.export.c_header import c_header
 
-            data = c_header(resolved).encode("ascii")
+            data = c_header(resolved, prefix=prefix).encode("ascii")
         case _:
             raise typer.BadParameter(f"{form!r}; choose json, npz, gguf or c", param_hint="--as")
     with new_file(output, force=force) as file:

@@ -27,6 +27,8 @@ _WINDOW_BYTES = 2**20
 _MAX_HEADER_BYTES = 2**27
 _MAX_NAME_BYTES = 2**16 - 1
 _MAX_DIMENSIONS = 4
+# Of arrays that are kept: a token map has one value a token id.
+_MAX_WANTED_ELEMENTS = 2**22
 _DEFAULT_ALIGNMENT = 32
 _ALIGNMENT_KEY = "general.alignment"
 _INT64_MAX = 2**63 - 1
@@ -337,6 +339,8 @@ def _read_numbers(walk: _Walk, key: str, type_id: int, n_values: int) -> npt.NDA
     import numpy as np
 
     scalar = _scalar(walk, key, type_id)
+    if _MAX_WANTED_ELEMENTS < n_values <= walk.file_bytes:
+        raise walk.invalid(f"{n_values} values under {key!r}", f"{_MAX_WANTED_ELEMENTS} at most")
     data = walk.take(n_values * scalar.n_bytes, f"the value of {key!r}")
     values = np.frombuffer(data, dtype=scalar.dtype)
     if type_id != _BOOL:

@@ -194,7 +194,10 @@ def _read_header(path: Path) -> tuple[bytes, int]:
         raise InvalidInput(f"{path}: found no regular file, expected a .safetensors file; mend the path")
     with path.open("rb") as file:
         file_bytes = os.fstat(file.fileno()).st_size
-        n_header = int.from_bytes(file.read(8), "little")
+        first = file.read(8)
+        n_header = int.from_bytes(first, "little")
+        if first == b"version ":
+            raise InvalidInput(f"{path}: found a Git LFS pointer, expected the file itself; fetch it with git lfs pull")
         if file_bytes < 8 or not 2 <= n_header <= file_bytes - 8:
             raise _invalid(path, f"a header of {n_header} bytes in a file of {file_bytes}", "2 bytes to the file's end")
         if n_header > _MAX_HEADER_BYTES:

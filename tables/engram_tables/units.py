@@ -23,6 +23,7 @@ _SUFFIX_BYTES = {
 _INTEGERS = re.compile(r"\s*(-?\d+)(?:-(\d+))?\s*")
 _LONGEST_RANGE = 10_000_000
 _LONGEST_INTEGER = 18
+_MOST_BITS = 127
 _BYTES = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
 
 
@@ -93,6 +94,8 @@ def int_from_json(value: Any, where: str) -> int:
         For anything else, floats above all: a constant that has been through a float is wrong in silence.
     """
     if isinstance(value, int) and not isinstance(value, bool):
+        if value.bit_length() > _MOST_BITS:
+            raise InvalidInput(f"{where}: found an integer of {value.bit_length()} bits, expected {_MOST_BITS} at most")
         return value
     if isinstance(value, str) and re.fullmatch(r"-?(0|[1-9]\d{0,38})", value):
         return int(value)

@@ -207,6 +207,36 @@ class DoubleProducts(Program):
         return mixed
 
 
+class JavaScriptNumbers(Program):
+    """A polynomial as JavaScript computes it without a thought: powers as they come, every number a double."""
+
+    def mixed(self, layer: dict[str, Any], ngram: list[int], column: int, modulus: int) -> Any:
+        mixed = 0.0
+        for back, token in enumerate(ngram):
+            mixed += float(token) * math.pow(float(layer["multipliers"][0]), back)
+        return mixed
+
+    def remainder(self, mixed: Any, modulus: int) -> int:
+        return int(math.fmod(mixed, float(modulus)))
+
+
+class RoundedOnce(JavaScriptNumbers):
+    """The exact number, made a double at the end."""
+
+    def mixed(self, layer: dict[str, Any], ngram: list[int], column: int, modulus: int) -> Any:
+        return float(sum(token * layer["multipliers"][0] ** back for back, token in enumerate(ngram)))
+
+
+class RoundedProducts(RoundedOnce):
+    """Terms are doubles, and added as exact numbers."""
+
+    def mixed(self, layer: dict[str, Any], ngram: list[int], column: int, modulus: int) -> Any:
+        return sum(int(float(token) * float(layer["multipliers"][0]) ** back) for back, token in enumerate(ngram))
+
+    def remainder(self, mixed: Any, modulus: int) -> int:
+        return int(mixed % modulus)
+
+
 class Int32Multipliers(Program):
     """As a writer leaves them that keeps integers in 32 bits."""
 
@@ -235,6 +265,42 @@ class DeadAsFill(Program):
 
     def step(self, state: list[int | None], token: int) -> tuple[list[int | None], list[int | None]]:
         return super().step(state, self.fill if token < 0 else token)
+
+
+class DeadAsTheyCome(Program):
+    """An engine without dead tokens: -1 is an id like others, in signed 64-bit words and with C's remainder."""
+
+    word: type[np.signedinteger[Any] | np.unsignedinteger[Any]] = np.int64
+    minus_one = -1
+
+    def step(self, state: list[int | None], token: int) -> tuple[list[int | None], list[int | None]]:
+        token = self.minus_one if token < 0 else token
+        window = [token, *state]
+        if token in self.boundaries:
+            return window, [None] * (self.reach - 1)
+        return window, window[: self.reach - 1]
+
+    def mixed(self, layer: dict[str, Any], ngram: list[int], column: int, modulus: int) -> Any:
+        multipliers = np.array(layer["multipliers"][: len(ngram)], dtype=self.word)
+        return np.bitwise_xor.reduce(np.array(ngram, dtype=self.word) * multipliers)
+
+    def remainder(self, mixed: Any, modulus: int) -> int:
+        return int(np.fmod(mixed, self.word(modulus)))
+
+
+class DeadAsUint32(DeadAsTheyCome):
+    """Ids are read as unsigned 32-bit integers."""
+
+    minus_one = 4_294_967_295
+
+
+class DeadAsUint32InUint64(DeadAsUint32):
+    word = np.uint64
+
+
+class DeadAsUint64(DeadAsTheyCome):
+    word = np.uint64
+    minus_one = 2**64 - 1
 
 
 class NoBoundaries(Program):
@@ -274,6 +340,72 @@ class PrimesFromTheStart(Program):
         super().__init__(data)
         for layer in self.layers:
             layer["moduli"], layer["offsets"] = self.layers[0]["moduli"], self.layers[0]["offsets"]
+
+
+class PrimesFromTheStartOfOrders(Program):
+    """Looks for its primes anew in each order; layers go on where the spec's do."""
+
+    def __init__(self, data: dict[str, Any]) -> None:
+        super().__init__(data)
+        for layer, first in zip(self.layers, self.first_orders(), strict=True):
+            layer["moduli"] = [first for _ in self.orders]
+            layer["offsets"] = [int(end) for end in np.cumsum([0, *first * len(self.orders)])[:-1]]
+
+    def first_orders(self) -> list[list[int]]:
+        return [layer["moduli"][0] for layer in self.layers]
+
+
+class PrimesFromTheStartAlways(PrimesFromTheStartOfOrders):
+    """Never remembers that a prime is used."""
+
+    def first_orders(self) -> list[list[int]]:
+        return [self.layers[0]["moduli"][0] for _ in self.layers]
+
+
+class SeededByOrdinal(Program):
+    """DeepSeek's multipliers from NumPy itself, seeded by a number of the layer that is not its id."""
+
+    def __init__(self, data: dict[str, Any]) -> None:
+        super().__init__(data)
+        for layer, number in zip(self.layers, self.numbers(data), strict=True):
+            layer["multipliers"] = self.seeded(number, len(layer["multipliers"]))
+
+    def numbers(self, data: dict[str, Any]) -> list[int]:
+        return list(range(len(self.layers)))
+
+    def seeded(self, number: int, n_multipliers: int) -> list[int]:
+        bound = (2**63 - 1) // self.size // 2
+        drawn = np.random.default_rng(10_007 * number).integers(0, bound, size=n_multipliers, dtype=np.int64)
+        return [2 * int(half) + 1 for half in drawn]
+
+
+class SeededById(SeededByOrdinal):
+    def numbers(self, data: dict[str, Any]) -> list[int]:
+        return [int(layer["layer_id"]) for layer in data["spec"]["addressing"]["layers"]]
+
+
+class SeededByIdFromOne(SeededById):
+    def numbers(self, data: dict[str, Any]) -> list[int]:
+        return [number + 1 for number in super().numbers(data)]
+
+
+class SplitmixById(SeededById):
+    """Qwen's multipliers: splitmix64 from a seed that should have the layer's ordinal in it."""
+
+    def seeded(self, number: int, n_multipliers: int) -> list[int]:
+        step, words = 0x9E3779B97F4A7C15, 2**64
+        multipliers = []
+        for back in range(n_multipliers):
+            z = (1234 + 10_007 * number + step * (back + 2)) % words
+            z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % words
+            z = (z ^ (z >> 27)) * 0x94D049BB133111EB % words
+            multipliers.append((z ^ (z >> 31)) % ((2**63 - 1) // self.size // 2) * 2 + 1)
+        return multipliers
+
+
+class SplitmixByIdFromOne(SplitmixById):
+    def numbers(self, data: dict[str, Any]) -> list[int]:
+        return [number + 1 for number in super().numbers(data)]
 
 
 class Late(Program):

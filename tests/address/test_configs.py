@@ -11,6 +11,7 @@ import pytest
 
 from engram_tables import load_spec
 from engram_tables.address.released.configs import map_digest, spec_from_config
+from engram_tables.address.released.models import spec_from_model
 from engram_tables.address.spec import HistoryRule
 from engram_tables.errors import InvalidInput, SpecMismatch
 
@@ -64,6 +65,17 @@ def test_a_config_gives_the_fingerprint_of_its_preset(preset: str, config: dict[
     nested = spec_from_config(_write(tmp_path / "nested.json", {"architectures": ["X"], "text_config": config}))
     assert flat.fingerprint == nested.fingerprint == spec.fingerprint
     assert (flat.row_width, flat.slices, flat.separate_heads) == (spec.row_width, spec.slices, spec.separate_heads)
+
+
+def test_a_directory_without_tensors_is_its_config(tmp_path: Path) -> None:
+    _write(tmp_path / "config.json", LONGCAT)
+    spec = spec_from_model(tmp_path)
+    assert (spec.fingerprint, spec.name) == (load_spec("longcat-flash-lite").fingerprint, tmp_path.name)
+    with pytest.raises(InvalidInput, match="nothing there"):
+        spec_from_model(tmp_path / "missing.json")
+    (tmp_path / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(InvalidInput, match="Git LFS pointer"):
+        spec_from_model(tmp_path)
 
 
 def test_code_defaults_stand_where_a_config_is_silent(tmp_path: Path) -> None:
@@ -185,7 +197,24 @@ def test_longcat_ignored_ids_hash_as_0(tmp_path: Path) -> None:
         (NANOCHAT | {"engram_orders": [2, 5]}, "no coefficient"),
         (PEFT | {"embedding_dim": 1281}, "a width that all heads divide"),
         (PEFT | {"ngram_sizes": [3, 2]}, "ascending"),
-        (PEFT | {"engine": "qwen_ple"}, "expected one layer"),
+        (PEFT | {"engine": "qwen_ple"}, "8 and one layer"),
+        (PEFT | {"engine": "qwen_ple", "target_layers": [1], "n_head_per_ngram": 3}, "n_head_per_ngram 3"),
+        (PEFT | {"engine": "other"}, "engine 'other'"),
+        (PEFT | {"prime_sizes": [3]}, "prime_sizes"),
+        (PEFT | {"enable_tokenizer_compression": 0}, "true or false"),
+        (NANOCHAT | {"engram_order_weights": [1, -1]}, "hashes of an order is -1"),
+        (
+            NANOCHAT | {"engram_order_weights": [2 * 10**8, 10**8], "engram_rank": 3 * 10**8},
+            "hashes of an order|all orders",
+        ),
+        (LONGCAT | {"emb_neighbor_num": 10**4000, "emb_split_num": 10**4000}, "integer of 13288 bits"),
+        (LONGCAT | {"hidden_size": 5}, "number of tables"),
+        (
+            LONGCAT | {"ngram_exclude_sp_token": True, "special_token_scope": "0:4", "oe_ignored_token_ids": [9]},
+            "both set",
+        ),
+        (QWEN | LONGCAT, "of Qwen and of LongCat"),
+        (QWEN | {"text_config": QWEN | {"ngram_size": 4}}, "ngram_size is 3 at the top and 4 in text_config"),
         (PEFT | {"compressed_vocab_size": None}, "no key compressed_vocab_size"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -12,7 +13,7 @@ from typing import Any
 import golden_programs as programs
 import numpy as np
 import pytest
-from golden_programs import Program, file_of, golden_of, layer_of, longcat_like, small, write_lines
+from golden_programs import Program, file_of, golden_of, layer_of, longcat_like, qwen_like, small, write_lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_specs import specs
@@ -22,6 +23,7 @@ from engram_tables.address.golden.cases import Golden, GoldenCase, golden_bytes,
 from engram_tables.address.golden.check import GoldenReport, check_rows, load_answer
 from engram_tables.address.golden.mistakes import MISTAKES, SHIFTED, Question, Variant
 from engram_tables.address.golden.port import port_rows, right_port
+from engram_tables.address.golden.seeds import other_seeds
 from engram_tables.address.spec import AddressSpec, Family, HistoryRule, MixRule
 
 BROKEN = [
@@ -41,6 +43,14 @@ BROKEN = [
     ("deepseek-v4.1-flash", programs.Forgetful, "history-forgotten", ()),
     ("deepseek-v4.1-flash", programs.NoLatch, "dead-not-latched", ()),
     ("deepseek-v4.1-flash", programs.DeadAsFill, "dead-as-token", (2,)),
+    ("deepseek-v4.1-flash", programs.DeadAsTheyCome, "dead-as-token", (-1,)),
+    ("deepseek-v4.1-flash", programs.DeadAsUint32, "dead-as-token", (4_294_967_295,)),
+    ("deepseek-v4.1-flash", programs.DeadAsUint32InUint64, "dead-as-token", (4_294_967_295,)),
+    ("deepseek-v4.1-flash", programs.DeadAsUint64, "dead-as-token", (-1,)),
+    ("deepseek-v4.1-flash", programs.PrimesFromTheStartOfOrders, "order-moduli", ()),
+    ("deepseek-v4.1-flash", programs.PrimesFromTheStartAlways, "order-moduli", ()),
+    ("deepseek-v4.1-flash", programs.SeededByOrdinal, "layer-seed", (0, 1)),
+    ("deepseek-v4.1-flash", programs.SeededByIdFromOne, "layer-seed", (2, 15)),
     ("deepseek-v4.1-flash", programs.HeadMajor, "head-major", ()),
     ("deepseek-v4.1-flash", programs.LayersExchanged, "other-layers", (14, 1)),
     ("deepseek-v4.1-flash", programs.PrimesFromTheStart, "layer-moduli", (1, 1)),
@@ -55,6 +65,13 @@ BROKEN = [
     ("qwen-like", programs.Float32Multipliers, "multipliers-float32", ()),
     ("qwen-like", programs.Int32Products, "int32", ()),
     ("qwen-like", programs.Forgetful, "history-forgotten", ()),
+    ("qwen-like", programs.DeadAsTheyCome, "dead-as-token", (-1,)),
+    ("qwen-like", programs.DeadAsUint32, "dead-as-token", (4_294_967_295,)),
+    ("qwen-like", programs.DeadAsUint32InUint64, "dead-as-token", (4_294_967_295,)),
+    ("qwen-like", programs.DeadAsUint64, "dead-as-token", (-1,)),
+    ("qwen-like", programs.PrimesFromTheStartOfOrders, "order-moduli", ()),
+    ("qwen-like", programs.SplitmixById, "layer-seed", (1,)),
+    ("qwen-like", programs.SplitmixByIdFromOne, "layer-seed", (2,)),
     ("qwen-like", programs.ClosedBoundary, "boundary-closed", ()),
     ("longcat-like", programs.OneLate, "one-late", ()),
     ("longcat-like", programs.FillOutOfTheBlue, "wrong-fill", (54_321, 0)),
@@ -62,6 +79,9 @@ BROKEN = [
     ("longcat-like", programs.Local, "local-rows", ()),
     ("longcat-like", programs.OtherRank, "shifted", (-61_341_768,)),
     ("longcat-like", programs.Int32Products, "int32", ()),
+    ("longcat-like", programs.JavaScriptNumbers, "float64", ()),
+    ("longcat-like", programs.RoundedOnce, "float64", ()),
+    ("longcat-like", programs.PrimesFromTheStartOfOrders, "order-moduli", ()),
     ("longcat-like", programs.NoBoundaries, "boundaries-ignored", ()),
     ("longcat-like", programs.VisibleBoundary, "boundary-visible", ()),
     ("longcat-like", programs.Late, "order-lag", ()),
@@ -206,7 +226,7 @@ def _one_end() -> AddressSpec:
 def test_every_mistake_is_found_by_its_name() -> None:
     """The first form of each that changes a row of one of these specs; and every one changes some."""
     found: set[str] = set()
-    for spec in (small(), _wide(), _big_multipliers(), _one_end(), longcat_like()):
+    for spec in (small(), _wide(), _big_multipliers(), _one_end(), longcat_like(), qwen_like()):
         golden = make_golden(spec)
         for mistake in (mistake for mistake in MISTAKES if mistake.name not in found):
             variants = mistake.variants(Question(golden, golden.rows))
@@ -298,6 +318,103 @@ def test_where_no_mistake_fits_it_is_told_what_the_rows_share() -> None:
     assert _hints(deepseek, lambda golden: np.s_[:]) == ["all"]
 
 
+def test_products_in_doubles_alone_are_named_where_powers_are_no_powers_of_two() -> None:
+    """A base of 131,072 leaves every product exact."""
+    spec = dataclasses.replace(longcat_like(), canonical_size=130_001, layers=(
+        dataclasses.replace(longcat_like().layers[0], multipliers=(130_001,)),))  # fmt: skip
+    golden = make_golden(spec)
+    for program in (programs.RoundedProducts, programs.RoundedOnce, programs.JavaScriptNumbers):
+        report = check_rows(golden, program(json.loads(golden_bytes(golden))).answer())
+        assert [cause.name for cause in report.causes] == ["float64"], program
+
+
+def test_layer_seeds_are_recognised_as_published_ones_alone() -> None:
+    """A multiplier of another making, and no seed is spoken of."""
+    assert programs.SeededById(file_of("deepseek-v4.1-flash")).layers == Program(file_of("deepseek-v4.1-flash")).layers
+    assert [seeds for seeds, _ in other_seeds(golden_of("deepseek-v4.1-flash").spec)] == [(0, 1), (2, 15), (1, 2)]
+    assert [seeds for seeds, _ in other_seeds(golden_of("qwen-like").spec)] == [(1,), (2,)]
+    for name in ("small", "longcat-like"):
+        assert list(other_seeds(golden_of(name).spec)) == []
+
+
+def test_cases_without_dead_tokens_are_the_others_of_the_whole_set(tmp_path: Path) -> None:
+    whole, golden = golden_of("small"), make_golden(small(), with_dead=False)
+    assert golden.cases == tuple(case for case in whole.cases if -1 not in (*case.history, *case.ids))
+    assert 0 < len(golden.cases) < len(whole.cases)
+    path = tmp_path / "golden.json"
+    path.write_bytes(golden_bytes(golden))
+    assert read_golden(path) == golden
+    data = json.loads(path.read_bytes())
+    assert check_rows(golden, Program(data).answer()).is_equal
+    assert check_rows(golden, programs.NoLatch(data).answer()).is_equal
+    report = check_rows(golden, programs.FillOutOfTheBlue(data).answer())
+    assert [(cause.name, cause.values) for cause in report.causes] == [("wrong-fill", (54_321, 3))]
+
+
+@given(data=st.data())
+@settings(max_examples=10, deadline=None)
+def test_over_random_specs_no_dead_leaves_cases_and_no_dead_token(data: st.DataObject) -> None:
+    cases = golden_cases(data.draw(specs()), with_dead=False)
+    assert cases
+    assert all(-1 not in (*case.history, *case.ids) for case in cases)
+
+
+class _OtherMultipliers(Program):
+    def __init__(self, data: dict[str, Any]) -> None:
+        super().__init__(data)
+        for layer in self.layers:
+            layer["multipliers"] = [multiplier - 2 for multiplier in layer["multipliers"]]
+
+
+class _OneWrongPrime(Program):
+    def __init__(self, data: dict[str, Any]) -> None:
+        super().__init__(data)
+        layer, flat = self.layers[1], [modulus for heads in self.layers[1]["moduli"] for modulus in heads]
+        flat[10] += 2
+        layer["moduli"] = [flat[:8], flat[8:16], flat[16:]]
+        layer["offsets"] = [sum(flat[:n]) for n in range(len(flat))]
+
+
+def _hints_of(name: str, rows: Any) -> dict[str, str]:
+    report = check_rows(golden_of(name), rows)
+    assert report.causes == ()
+    return {hint.name: hint.sentence for hint in report.hints}
+
+
+@pytest.mark.parametrize("name", ["deepseek-v4.1-flash", "qwen-like"])
+def test_wrong_multipliers_are_looked_for_though_they_leave_id_0_alone(name: str) -> None:
+    rows = _OtherMultipliers(file_of(name)).answer()
+    assert (rows == Program(file_of(name)).answer()).any()
+    hints = _hints_of(name, rows)
+    assert list(hints) == ["all"]
+    assert "look at the multipliers first" in hints["all"]
+    local = rows - np.array([layer.offsets for layer in golden_of(name).spec.layers])
+    hints = _hints_of(name, local)
+    assert list(hints) == ["all", "outside"]
+    assert hints["outside"].endswith("; if the program counts rows within each head, try --local")
+
+
+def test_one_wrong_prime_is_placed_behind_the_last_column_that_agrees() -> None:
+    hints = _hints_of("deepseek-v4.1-flash", _OneWrongPrime(file_of("deepseek-v4.1-flash")).answer())
+    assert hints["columns"] == (
+        "whole columns differ, and layer 14, order 3, head 1 is the last that agrees before them: look at moduli and "
+        "offsets from there on"
+    )
+    assert "large-mix" not in hints
+
+
+def test_large_mixes_are_spoken_of_where_nothing_else_is() -> None:
+    golden = golden_of("deepseek-v4.1-flash")
+    rows = Program(file_of("deepseek-v4.1-flash")).answer()
+    keys = np.array([token for case in golden.cases for token in case.keys], dtype=np.int64)
+    noise = np.random.default_rng(7).integers(1, 1000, rows.shape)
+    is_large = (keys > 2**62).repeat(8, axis=2)
+    assert list(_hints_of("deepseek-v4.1-flash", np.where(is_large, rows + noise, rows))) == ["large-mix"]
+    is_large[:, 0] = False
+    hints = _hints_of("deepseek-v4.1-flash", np.where(is_large, rows + noise, rows))
+    assert list(hints) == ["layer"]
+
+
 def test_one_row_is_no_pattern_and_a_row_outside_of_its_head_is_told() -> None:
     golden, rows = golden_of("small"), Program(file_of("small")).answer()
     rows[3, 0, 1] = golden.spec.layers[0].offsets[1]
@@ -318,6 +435,7 @@ def test_every_mistake_and_hint_is_documented() -> None:
         "layer",
         "order",
         "head",
+        "columns",
         "dead",
         "boundary",
         "history",

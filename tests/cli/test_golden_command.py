@@ -128,6 +128,40 @@ def test_hints_and_values_reach_the_output(engram: Engram, golden: Path) -> None
     assert "hint       every row that differs belongs to layer 3 (layer)\n" in ran.out
 
 
+def test_lines_are_read_from_standard_input(engram: Engram, golden: Path) -> None:
+    cases = json.loads(golden.read_bytes())["cases"]
+    lines = [json.dumps({"case": case["name"], "rows": case["rows"]}) for case in cases]
+    ran = engram("golden", "check", golden, "-", stdin="\n".join(lines))
+    assert (ran.code, ran.err) == (0, "")
+    ran = engram("golden", "check", golden, "-", stdin="\n".join(lines[1:]))
+    assert ran.code == 3
+    assert f"standard input: found {len(lines) - 1} of {len(lines)} cases" in ran.err
+    cases[0]["rows"][0][0][0] += 1
+    lines[0] = json.dumps({"case": cases[0]["name"], "rows": cases[0]["rows"]})
+    ran = engram("golden", "check", golden, "-", stdin="\n".join(lines))
+    assert ran.code == 6
+    assert "standard input: 1 of " in ran.err
+
+
+def test_no_dead_leaves_out_cases_with_dead_tokens(engram: Engram, golden: Path, tiny_table: Path) -> None:
+    spec = tiny_table.with_name("spec.json")
+    assert engram("golden", "emit", "--spec", spec, "--no-dead", "-o", "live.json").code == 0
+    whole, live = (json.loads(path.read_bytes()) for path in (golden, Path("live.json")))
+    assert live["cases"] == [case for case in whole["cases"] if -1 not in (*case["history"], *case["ids"])]
+    assert len(live["cases"]) < len(whole["cases"])
+    np.save("rows.npy", _rows(Path("live.json")))
+    assert engram("golden", "check", "live.json", "rows.npy").code == 0
+
+
+def test_arguments_in_the_other_order_are_told_apart(engram: Engram, golden: Path) -> None:
+    np.save("rows.npy", _rows(golden))
+    Path("rows.jsonl").write_text('{"case": "start", "rows": []}\n')
+    for answer in ("rows.npy", "rows.jsonl"):
+        ran = engram("golden", "check", answer, golden)
+        assert ran.code == 3
+        assert "the first argument is the golden file, the second the answer" in ran.err
+
+
 def test_files_that_cannot_be_used_end_with_3(engram: Engram, golden: Path) -> None:
     np.save("float.npy", _rows(golden).astype(float))
     ran = engram("golden", "check", golden, "float.npy")

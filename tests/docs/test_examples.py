@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import json
 import re
 import shlex
 import shutil
@@ -12,6 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 from engram_cli.app import app
+from engram_tables import load_spec
+from engram_tables.address.export.gguf_metadata import gguf_key_values
+from engram_tables.address.released.models import spec_from_model
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*(ROOT / "docs").rglob("*.md"), ROOT / "README.md"])
@@ -43,6 +47,15 @@ def test_python_examples_print_what_they_say(
     runner = doctest.DocTestRunner(verbose=False)
     runner.run(test, out=printed.append)
     assert runner.summarize(verbose=False).failed == 0, "".join(printed)
+
+
+def test_the_gguf_example_writes_what_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (example,) = _blocks(ROOT / "docs" / "how-to" / "address-a-released-model.md", "python")
+    spec = load_spec("qwen3.8-flash-next")
+    monkeypatch.chdir(tmp_path)
+    Path("kv.json").write_text(json.dumps(gguf_key_values(spec)), encoding="utf-8")
+    exec(compile(example, "example", "exec"), {})
+    assert spec_from_model(Path("constants.gguf")).fingerprint == spec.fingerprint
 
 
 def _commands(page: Path) -> list[list[str]]:

@@ -79,7 +79,7 @@ def hash_source(
     canonical
         The ids, those of `history` as well, are canonical already.
     dead_positions
-        Positions that take no part; what stands there is not looked at.
+        Positions that take no part, beside those of id -1; what stands there is not looked at.
     history
         Ids before the chunk, oldest first, -1 where dead.
     """
@@ -100,6 +100,7 @@ def hash_source(
     else:
         given = np.array(_encode(vocabulary, _read_text(file) if file is not None else text or ""), dtype=np.int64)
     dead = np.zeros(len(given), dtype=np.bool_)
+    dead |= given == DEAD
     for position in dead_positions:
         if not 0 <= position < len(given):
             raise InvalidInput(f"dead position {position}: expected 0 to {len(given) - 1}")
@@ -134,7 +135,7 @@ def _load_ids(file: Path) -> npt.NDArray[np.int64]:
     try:
         # Mapped, so that a header cannot ask for more memory than the file has bytes.
         ids = np.lib.format.open_memmap(file, mode="r")
-    except (ValueError, EOFError, TypeError, SyntaxError, TokenError) as error:
+    except (ValueError, EOFError, TypeError, SyntaxError, OverflowError, TokenError) as error:
         raise InvalidInput(f"{file}: not a whole .npy of integers ({error})") from None
     if not isinstance(ids, np.ndarray) or ids.ndim != 1 or ids.dtype.kind not in "iu":
         found = f"{ids.dtype} {ids.shape}" if isinstance(ids, np.ndarray) else "an archive"
@@ -299,8 +300,9 @@ def _check_ids(
     ids: npt.NDArray[Any],
     skip: npt.NDArray[np.bool_] | None,
     *,
-    name: str = "canonical id",
+    name: str | None = None,
 ) -> None:
+    name = name or ("canonical id" if spec.folded else "token id")
     if ids.size == 0:
         return
     if ids.dtype.kind not in "iu":
@@ -312,9 +314,10 @@ def _check_ids(
         outside &= ~skip
     if outside.any():
         position = int(np.flatnonzero(outside)[0])
+        advice = "map token ids through the vocabulary first, and " if spec.folded else ""
         raise InvalidInput(
             f"{name} at position {position}: found {ids[position]}, expected 0 to {spec.canonical_size - 1:,} for "
-            f"{spec.name}; map token ids through the vocabulary first, and mark positions that take no part as dead"
+            f"{spec.name}; {advice}mark positions that take no part as dead"
         )
 
 

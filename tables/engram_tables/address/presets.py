@@ -110,11 +110,11 @@ PRESETS: dict[str, Recipe] = {
             splits=4,
             ratio=78,
             eos_token=2,
-            reduce="mean of the token embedding and the projected rows: the sum over 13",
+            reduce="the token embedding and the projected rows, summed and divided by 13",
         ),
         LongCatRecipe(
             name="longcat-2.0",
-            provenance="config.json of LongCat-2.0",
+            provenance="sizes of LongCat-2.0; that its end of sequence alone ends the history is not certain",
             vocab_size=163_840,
             hidden_size=8192,
             neighbours=5,

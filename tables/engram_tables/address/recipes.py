@@ -21,7 +21,7 @@ from engram_tables.errors import InvalidInput
 
 LAYER_SEED_STEP = 10007
 INT64_MAX = 2**63 - 1
-MAX_COLUMNS = 2**16
+MAX_COLUMNS = 2**13
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +94,7 @@ class Recipe(ABC):
 
 def check_range(name: str, what: str, found: int, least: int, most: int) -> None:
     if not least <= found <= most:
-        raise InvalidInput(f"{name}: {what} is {found}, expected {least:,} to {most:,}")
+        raise InvalidInput(f"{name}: {what} is {found}, expected {least:,} to {most:,}; correct it at its source")
 
 
 def concatenated(
@@ -109,6 +109,13 @@ def concatenated(
         offsets=(0, *ends[:-1]),
         n_rows=ceil(ends[-1] / divisor) * divisor if divisor > 1 else ends[-1],
     )
+
+
+def pcg64_multipliers(canonical_size: int, n_multipliers: int, *, seed: int) -> tuple[int, ...]:
+    """DeepSeek's odd multipliers from NumPy's generator of a seed: no product with a canonical id passes 2^63."""
+    bound = max(1, INT64_MAX // canonical_size // 2)
+    stream = Pcg64(seed)
+    return tuple(2 * stream.integers_below(bound) + 1 for _ in range(n_multipliers))
 
 
 def bind(spec: AddressSpec, vocabulary: Vocabulary | None) -> AddressSpec:
@@ -180,21 +187,24 @@ class DeepSeekRecipe(Recipe):
     def moduli(self) -> list[list[list[int]]]:
         """Primes per layer, order and head: the smallest unused ones from each order's base on."""
         used: set[int] = set()
-        return [[self._head_primes(base, used) for base in self.bases] for _ in range(self.n_layers)]
-
-    def _head_primes(self, base: int, used: set[int]) -> list[int]:
-        primes, last = [], base - 1
-        for _ in range(self.heads):
-            last = next_prime(last, unless_in=used)
-            used.add(last)
-            primes.append(last)
-        return primes
+        # Every prime from a base to the last one found from it is used.
+        last = {base: base - 1 for base in self.bases}
+        layers = []
+        for _ in range(self.n_layers):
+            orders = []
+            for base in self.bases:
+                primes = []
+                for _ in range(self.heads):
+                    last[base] = next_prime(last[base], unless_in=used)
+                    used.add(last[base])
+                    primes.append(last[base])
+                orders.append(primes)
+            layers.append(orders)
+        return layers
 
     def multipliers(self, layer_id: int, canonical_size: int) -> tuple[int, ...]:
-        """Odd multipliers of one layer, one a look-back: no product with a canonical id passes 2^63."""
-        bound = max(1, INT64_MAX // canonical_size // 2)
-        stream = Pcg64(self.seed + LAYER_SEED_STEP * layer_id)
-        return tuple(2 * stream.integers_below(bound) + 1 for _ in range(max(self.orders)))
+        """Odd multipliers of one layer, one a look-back."""
+        return pcg64_multipliers(canonical_size, max(self.orders), seed=self.seed + LAYER_SEED_STEP * layer_id)
 
     def resolve(self, layer_ids: Sequence[int] | None = None, *, vocabulary: Vocabulary | None = None) -> AddressSpec:
         """The spec with every constant derived; see `Recipe.resolve`."""

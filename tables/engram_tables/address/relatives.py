@@ -20,6 +20,7 @@ from engram_tables.address.spec_checks import MAX_ORDER
 from engram_tables.address.vocabulary import Vocabulary
 from engram_tables.errors import InvalidInput
 
+QWEN_SEED = 1234
 _MASK64 = 2**64 - 1
 
 
@@ -49,26 +50,22 @@ class QwenRecipe(Recipe):
     layer_ids: tuple[int, ...]
     eos_token: int
     row_width: int | None = None
-    seed: int = 1234
+    seed: int = QWEN_SEED
 
     def __post_init__(self) -> None:
         for found, least, most, what in (
             (self.heads, 1, 2**12, "heads"),
             (self.vocab_size, 1, 2**30, "vocab_size"),
             (max(self.orders, default=0), 2, MAX_ORDER, "largest order"),
-            (self.heads * len(self.layer_ids) * len(self.orders), 1, MAX_COLUMNS, "columns of all layers"),
+            (self.heads * max(1, len(self.layer_ids)) * len(self.orders), 1, MAX_COLUMNS, "columns of all layers"),
             (self.base, 2, 2**40, "ngram_vocab_size_base"),
             (self.divisor, 1, 2**30, "make_ngram_vocab_size_divisible_by"),
         ):
             check_range(self.name, what, found, least, most)
 
     def multipliers(self, ordinal: int) -> tuple[int, ...]:
-        """Odd multipliers of the layer of that ordinal: no product with a token id passes 2^63."""
-        half = max(1, INT64_MAX // self.vocab_size // 2)
-        seed = self.seed + LAYER_SEED_STEP * ordinal
-        # The increment is added once here and once more inside of splitmix64.
-        seeds = (seed + _GOLDEN * (back + 1) & _MASK64 for back in range(max(self.orders)))
-        return tuple(2 * (_splitmix64(value) % half) + 1 for value in seeds)
+        """Odd multipliers of the layer of that ordinal, one a look-back."""
+        return splitmix_multipliers(self.vocab_size, max(self.orders), seed=self.seed + LAYER_SEED_STEP * ordinal)
 
     def resolve(self, layer_ids: Sequence[int] | None = None, *, vocabulary: Vocabulary | None = None) -> AddressSpec:
         """The spec with every constant derived; see `Recipe.resolve`."""
@@ -97,6 +94,14 @@ class QwenRecipe(Recipe):
 
 
 _GOLDEN = 0x9E3779B97F4A7C15
+
+
+def splitmix_multipliers(vocab_size: int, n_multipliers: int, *, seed: int) -> tuple[int, ...]:
+    """Qwen's odd multipliers from a seed: no product with a token id passes 2^63."""
+    half = max(1, INT64_MAX // vocab_size // 2)
+    # The increment is added once here and once more inside of splitmix64.
+    seeds = (seed + _GOLDEN * (back + 1) & _MASK64 for back in range(n_multipliers))
+    return tuple(2 * (_splitmix64(value) % half) + 1 for value in seeds)
 
 
 def _splitmix64(value: int) -> int:
@@ -146,6 +151,7 @@ class LongCatRecipe(Recipe):
             (self.splits, 1, 2**12, "emb_split_num"),
             (self.vocab_size, 1, 2**30, "vocab_size"),
             (self.hidden_size, 1, 2**20, "hidden_size"),
+            (self.splits * (self.neighbours - 1), 1, min(MAX_COLUMNS, self.hidden_size), "number of tables"),
         ):
             check_range(self.name, what, found, least, most)
         if not 0 < self.ratio < 2**20:
@@ -167,7 +173,7 @@ class LongCatRecipe(Recipe):
             history=self._history(),
             orders=orders,
             layers=(concatenated(0, (self.vocab_size,), moduli),),
-            row_width=max(1, self.hidden_size // n_tables),
+            row_width=self.hidden_size // n_tables,
             separate_heads=True,
             reduce=self.reduce,
         )
@@ -180,7 +186,8 @@ class LongCatRecipe(Recipe):
                     f"{self.name}: end of sequence {self.eos_token} is outside of special_token_scope "
                     f"{self.special_ranges}; whether it ends the history then is not published: make the spec by hand"
                 )
-            return HistoryRule(fill_id=0, boundary_ids=(0,), boundary_closed=True, replaced=self.special_ranges)
+            replaced = _merged(self.special_ranges)
+            return HistoryRule(fill_id=0, boundary_ids=(0,), boundary_closed=True, replaced=replaced)
         replaced = _merged((token, token + 1) for token in self.ignored_ids)
         # An end of sequence that hashes as 0 is no longer found as a boundary.
         boundaries = () if self.eos_token in self.ignored_ids else (self.eos_token,)
@@ -232,7 +239,9 @@ class NanochatRecipe(Recipe):
                 f"{self.name}: orders {self.orders} with hashes {self.hashes}, expected orders of 1 to 4 (no "
                 "coefficient of an older token is published) and a number of hashes for each"
             )
-        if not all(self.hashes) or not self.layer_ids or self.rank % sum(self.hashes) or self.rank < 1:
+        check_range(self.name, "hashes of an order", min(self.hashes), 1, MAX_COLUMNS)
+        check_range(self.name, "hashes of all orders", sum(self.hashes), 1, MAX_COLUMNS)
+        if not self.layer_ids or self.rank % sum(self.hashes) or self.rank < 1:
             raise InvalidInput(
                 f"{self.name}: rank {self.rank} with hashes {self.hashes} and layers {self.layer_ids}, expected a "
                 "rank that is a multiple of the hashes together, and one layer or more"

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 SCHEMA = "engram.spec/2"
+_MAX_JSON_BYTES = 256 << 20
 
 
 def addressing_to_json(spec: AddressSpec) -> dict[str, Any]:
@@ -364,8 +365,21 @@ def read_spec(path: Path) -> AddressSpec:
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file; InvalidInput with line and column if it is none."""
+    """The value of a JSON file; InvalidInput with line and column if it is none, or states a key twice."""
+    with path.open("rb") as file:
+        data = file.read(_MAX_JSON_BYTES + 1)
+    if len(data) > _MAX_JSON_BYTES:
+        raise InvalidInput(f"{path}: found more than {_MAX_JSON_BYTES:,} bytes, expected a config or a spec")
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(data, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise InvalidInput(f"{path}: not JSON that can be read ({error})") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    unique = dict(pairs)
+    if len(unique) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in unique if names.count(name) > 1)
+        raise ValueError(f"key {twice!r} is stated twice")
+    return unique

@@ -37,13 +37,15 @@ def gguf_key_values(spec: AddressSpec, *, vocabulary: Vocabulary | None = None) 
             raise InvalidInput(
                 f"spec {spec.name}: found {found}, expected {expected}: GGUF has no key for it; use JSON"
             )
-    if spec.history == HistoryRule(fill_id=spec.fill_id):
+    if spec.history == HistoryRule(fill_id=spec.fill_id) and (spec.folded or vocabulary is not None):
         return _deepseek(spec, vocabulary)
-    if spec.history == HistoryRule(fill_id=spec.fill_id, boundary_ids=(spec.fill_id,)) and len(spec.layers) == 1:
+    is_qwen = spec.history == HistoryRule(fill_id=spec.fill_id, boundary_ids=(spec.fill_id,)) and not spec.folded
+    if is_qwen and len(spec.layers) == 1:
         return {"qwen4exp": _qwen(spec)}
     raise InvalidInput(
-        f"spec {spec.name}: found {spec.history} for {len(spec.layers)} layers, expected no boundary (DeepSeek), or "
-        "one layer whose boundary is its fill (Qwen): GGUF has no key for it; use JSON"
+        f"spec {spec.name}: found {spec.history}, {'canonical' if spec.folded else 'token'} ids and {len(spec.layers)} "
+        "layers, expected canonical ids without boundary (DeepSeek), or token ids and one layer whose boundary is its "
+        "fill (Qwen): GGUF has no key for it; use JSON"
     )
 
 
@@ -96,6 +98,7 @@ def _qwen(spec: AddressSpec) -> dict[str, Any]:
             "ple.layer_multipliers": ("u64[]", [str(multiplier) for multiplier in layer.multipliers]),
             "ple.head_offsets": ("u64[]", [str(offset) for offset in layer.offsets]),
             "ple.head_vocab_sizes": ("u64[]", [str(modulus) for modulus in chain.from_iterable(layer.moduli)]),
+            "ple.row_count": ("u32", layer.n_rows),
             "ple.eos_token_id": ("u32", spec.fill_id),
             "vocab_size": ("u32", spec.canonical_size),
             "embedding_length_per_layer_input": ("u32", spec.row_width),

@@ -96,25 +96,33 @@ class Golden:
         return digest.hexdigest()
 
 
-def make_golden(spec: AddressSpec) -> Golden:
-    """The golden cases of a spec, after the kernels have given the same rows and keys; same spec, same cases."""
-    cases = golden_cases(spec)
+def make_golden(spec: AddressSpec, *, with_dead: bool = True) -> Golden:
+    """The golden cases of a spec, after the kernels have given the same rows and keys; same spec, same cases.
+
+    Parameters
+    ----------
+    with_dead
+        Whether cases may hold dead tokens; the other cases are the same without them.
+    """
+    cases = golden_cases(spec, with_dead=with_dead)
     for case in cases:
         _hold_kernels(spec, case)
     return Golden(spec=spec, cases=tuple(cases))
 
 
-def golden_cases(spec: AddressSpec) -> list[GoldenCase]:
+def golden_cases(spec: AddressSpec, *, with_dead: bool = True) -> list[GoldenCase]:
     """The cases of a spec, answered by the plain-Python reference; same spec, same cases.
 
-    Drafts that coincide (chunks of a spec that looks at one token alone) are given once.
+    `with_dead` is that of `make_golden`. Drafts that coincide (chunks of a spec that looks at one token alone) are
+    given once.
     """
     seen: set[tuple[tuple[int, ...], tuple[int, ...]]] = set()
     cases = []
     for draft in drafts(spec):
         keep = min(len(draft.history), spec.max_order - 1)
         history, ids = tuple(draft.history[len(draft.history) - keep :]), tuple(draft.ids)
-        if ids and (history, ids) not in seen:
+        is_asked = with_dead or DEAD not in (*history, *ids)
+        if ids and is_asked and (history, ids) not in seen:
             seen.add((history, ids))
             rows, keys = answer_case(spec, history, ids)
             cases.append(GoldenCase(name=draft.name, about=draft.about, history=history, ids=ids, rows=rows, keys=keys))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -148,9 +148,15 @@ def load_answer(path: Path, golden: Golden) -> CaseRows:
         case ".npy":
             return _as_rows(golden, _load_array(path), str(path))
         case ".jsonl":
-            by_case = _load_lines(path, golden)
-            return list(chain.from_iterable(by_case[case.name] for case in golden.cases))
+            with path.open("rb") as file:
+                return load_lines(file, golden, where=str(path))
     raise InvalidInput(f"{path}: found a name that ends in {path.suffix!r}, expected .npy or .jsonl; rename or convert")
+
+
+def load_lines(lines: Iterable[bytes], golden: Golden, *, where: str) -> CaseRows:
+    """The rows of `load_answer` from lines of JSON, one a case; InvalidInput begins with `where` and the line."""
+    by_case = _rows_by_case(lines, golden, where)
+    return list(chain.from_iterable(by_case[case.name] for case in golden.cases))
 
 
 def _load_array(path: Path) -> npt.NDArray[Any]:
@@ -169,25 +175,24 @@ def _load_array(path: Path) -> npt.NDArray[Any]:
     return array
 
 
-def _load_lines(path: Path, golden: Golden) -> dict[str, CaseRows]:
+def _rows_by_case(lines: Iterable[bytes], golden: Golden, source: str) -> dict[str, CaseRows]:
     """Rows by the case's name, every case once."""
     expected = {case.name: len(case.ids) for case in golden.cases}
     found: dict[str, CaseRows] = {}
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            where = f"{path} line {number}"
-            if not line.strip():
-                continue
-            name, rows = _read_line(line, expected, where)
-            if name in found:
-                raise InvalidInput(f"{where}: found case {name} for the second time, expected each once")
-            shape = (expected[name], len(golden.spec.layers), golden.spec.n_columns)
-            found[name] = nested_integers(rows, shape, f"{where} (case {name}): rows")
+    for number, line in enumerate(lines, 1):
+        where = f"{source} line {number}"
+        if not line.strip():
+            continue
+        name, rows = _read_line(line, expected, where)
+        if name in found:
+            raise InvalidInput(f"{where}: found case {name} for the second time, expected each once")
+        shape = (expected[name], len(golden.spec.layers), golden.spec.n_columns)
+        found[name] = nested_integers(rows, shape, f"{where} (case {name}): rows")
     missing = [name for name in expected if name not in found]
     if missing:
         told = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
         raise InvalidInput(
-            f"{path}: found {len(found)} of {len(expected)} cases, expected all; add a line for each of {told}"
+            f"{source}: found {len(found)} of {len(expected)} cases, expected all; add a line for each of {told}"
         )
     return found
 

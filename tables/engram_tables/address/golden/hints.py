@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -16,11 +17,12 @@ from engram_tables.units import EXACT_IN_DOUBLE
 
 _ROWS_PAST_INT32 = 2**31
 _CHANCE = 0.01
+_FEW = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hint:
-    """What all rows that differ have in common, and so many of the others lack that it is hardly chance."""
+    """What rows that differ have in common, and so many of the others lack that it is hardly chance."""
 
     name: str
     sentence: str
@@ -57,8 +59,10 @@ def all_places(golden: Golden) -> Iterator[Place]:
 def find_hints(question: Question, differing: Sequence[Place]) -> list[Hint]:
     """Each aspect that all differing rows share, and that as many rows drawn at random would hardly share."""
     golden = question.golden
-    if len(differing) == golden.n_rows:
-        return [Hint(name="all", sentence="every row differs: look at the constants, and at the ids that are hashed")]
+    outside, is_local = _outside(question, differing)
+    all_differ = _all_differ(golden, differing)
+    if all_differ:
+        return [*all_differ, *(outside if is_local else ())]
     aspects = [*_column_aspects(golden, differing[0]), *_window_aspects(golden), *_number_aspects(golden)]
     hints = [
         Hint(name=name, sentence=f"every row that differs {sentence}")
@@ -68,10 +72,60 @@ def find_hints(question: Question, differing: Sequence[Place]) -> list[Hint]:
     ]
     if {hint.name for hint in hints} & {"dead", "boundary"}:
         hints = [hint for hint in hints if hint.name != "fill"]
-    n_outside = sum(not _in_its_head(golden.spec, place, place.row(question.answer)) for place in differing)
-    if n_outside:
-        hints.append(Hint(name="outside", sentence=f"{n_outside} of the rows that differ lie outside of their head's"))
-    return hints
+    found = [*hints, *outside]
+    column_wise = _columns(golden, differing)
+    n_before = sum(hint.name in ("layer", "order", "head") for hint in hints)
+    found[n_before:n_before] = column_wise
+    # Most ids that are not small have such mixes, so that nearly whatever else is wrong has them in common too.
+    return [hint for hint in found if hint.name != "large-mix" or len(found) == 1]
+
+
+def _all_differ(golden: Golden, differing: Sequence[Place]) -> list[Hint]:
+    """Whether every row differs, or every one but those that wrong multipliers leave as they are, and a chance few."""
+    if len(differing) == golden.n_rows:
+        return [Hint(name="all", sentence="every row differs: look at the constants, and at the ids that are hashed")]
+    known = set(differing)
+    agreeing = [place for place in all_places(golden) if place not in known]
+    if sum(not _is_all_zero(golden, place) for place in agreeing) > _FEW * golden.n_rows:
+        return []
+    sentence = "every row differs, those of id 0 alone and a few aside: look at the multipliers first"
+    return [Hint(name="all", sentence=f"{sentence}, then at the ids that are hashed")]
+
+
+def _is_all_zero(golden: Golden, place: Place) -> bool:
+    """Whether an n-gram holds nothing but id 0, for which any multiplier gives the same."""
+    spec, case = golden.spec, golden.cases[place.case_idx]
+    order, _ = spec.columns[place.column]
+    stream, at = [*case.history, *case.ids], len(case.history) + place.position
+    seen = reference.window(stream, at, max_order=spec.max_order, history=spec.history)
+    return not any(seen[spec.lag(order) : spec.lag(order) + order])
+
+
+def _columns(golden: Golden, differing: Sequence[Place]) -> list[Hint]:
+    """Whether some columns agree everywhere and all others hardly anywhere, as one wrong modulus makes them."""
+    spec, n_columns = golden.spec, golden.spec.n_columns
+    counts = Counter(place.layer_idx * n_columns + place.column for place in differing)
+    first, n_all = min(counts), len(spec.layers) * n_columns
+    if first == 0 or len(counts) == n_all or 2 * min(counts.values()) <= golden.n_tokens:
+        return []
+    layer_idx, column = divmod(first - 1, n_columns)
+    order, head = spec.columns[column]
+    where = f"layer {spec.layer_ids[layer_idx]}, order {order}, head {head}"
+    sentence = f"whole columns differ, and {where} is the last that agrees before them"
+    return [Hint(name="columns", sentence=f"{sentence}: look at moduli and offsets from there on")]
+
+
+def _outside(question: Question, differing: Sequence[Place]) -> tuple[list[Hint], bool]:
+    """Rows outside of their head's, and whether they look like rows that are counted within each head."""
+    spec = question.golden.spec
+    n_outside = sum(not _in_its_head(spec, place, place.row(question.answer)) for place in differing)
+    if not n_outside:
+        return [], False
+    n_local = sum(0 <= place.row(question.answer) < _modulus(spec, place) for place in all_places(question.golden))
+    is_local = any(any(layer.offsets) for layer in spec.layers) and 2 * n_local > question.golden.n_rows
+    advice = "; if the program counts rows within each head, try --local" if is_local else ""
+    sentence = f"{n_outside} of the rows that differ lie outside of their head's{advice}"
+    return [Hint(name="outside", sentence=sentence)], is_local
 
 
 def _column_aspects(golden: Golden, first: Place) -> Iterator[_Aspect]:
@@ -136,6 +190,8 @@ def _mix(golden: Golden, place: Place) -> int:
 
 
 def _in_its_head(spec: AddressSpec, place: Place, row: int) -> bool:
-    layer = spec.layers[place.layer_idx]
-    modulus = list(chain.from_iterable(layer.moduli))[place.column]
-    return 0 <= row - layer.offsets[place.column] < modulus
+    return 0 <= row - spec.layers[place.layer_idx].offsets[place.column] < _modulus(spec, place)
+
+
+def _modulus(spec: AddressSpec, place: Place) -> int:
+    return list(chain.from_iterable(spec.layers[place.layer_idx].moduli))[place.column]

@@ -10,7 +10,7 @@ import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import chain, permutations
+from itertools import accumulate, chain, permutations
 from typing import Any, NamedTuple
 
 from engram_tables.address import reference
@@ -28,6 +28,7 @@ from engram_tables.address.golden.port import (
     truncated_remainder,
     unsigned_word,
 )
+from engram_tables.address.golden.seeds import other_seeds
 from engram_tables.address.spec import AddressSpec, Family, HistoryRule, LayerAddressing
 
 Simulation = Callable[[GoldenCase, int], Sequence[Sequence[int | None]]]
@@ -35,9 +36,10 @@ Simulation = Callable[[GoldenCase, int], Sequence[Sequence[int | None]]]
 Changes = dict[str, Any]
 """What a port does otherwise, by the names of its rules."""
 
-# A token that is told from all others until it is replaced, and -1 as a 64-bit word.
+# A token that is told from all others until it is replaced, and -1 as a 64-bit and a 32-bit word.
 _BLANK = 2**71
 _MINUS_ONE = 2**64 - 1
+_MINUS_ONE_IN_32 = 2**32 - 1
 _FILLS_TRIED = 2**18
 _MOST_FILLS = 64
 _MOST_LAYERS_PERMUTED = 4
@@ -211,7 +213,17 @@ def _dead_as_token(question: Question) -> Iterator[Variant]:
     port = right_port(question.golden.spec)
     for token in dict.fromkeys((port.history.fill_id, 0, 1, port.spec.canonical_size - 1)):
         yield _changed(port, token, dead_as=token)
-    yield _changed(port, DEAD, dead_as=_MINUS_ONE)
+    # No rule forbids their products to pass the word, and then the kind of word and of remainder tells.
+    for value, word in ((DEAD, _MINUS_ONE), (_MINUS_ONE_IN_32, _MINUS_ONE_IN_32)):
+        for narrow, remainder in _words_and_remainders(port):
+            yield _changed(port, value, dead_as=word, narrow=narrow, remainder=remainder)
+
+
+def _words_and_remainders(port: Port) -> Iterator[tuple[Callable[[int], int], Callable[[int, int], int]]]:
+    """The spec's word and an unsigned one; the remainders of Python and of C, which agree where nothing is negative."""
+    yield port.narrow, operator.mod
+    yield port.narrow, truncated_remainder
+    yield unsigned_word(port.mix.word_bits), operator.mod
 
 
 def _past_dead(ids: Sequence[int], position: int, *, max_order: int, history: HistoryRule) -> list[int]:
@@ -332,6 +344,31 @@ def _of_other_layers(*constants: str) -> Variants:
     return variants
 
 
+def _layer_seed(question: Question) -> Iterator[Variant]:
+    port = right_port(question.golden.spec)
+    for seeds, multipliers in other_seeds(port.spec):
+        layers = (replace(layer, multipliers=own) for layer, own in zip(port.layers, multipliers, strict=True))
+        yield _changed(port, *seeds, layers=tuple(layers))
+
+
+def _order_moduli(question: Question) -> Iterator[Variant]:
+    """Primes that begin anew in each order: while layers go on, in each layer too, or one order's further on."""
+    port = right_port(question.golden.spec)
+    if len(port.spec.orders) == 1 or len(set(port.spec.heads)) > 1:
+        return
+    blocks = [heads for layer in port.layers for heads in layer.moduli]
+    firsts = [layer.moduli[0] for layer in port.layers]
+    for chosen in (firsts, [firsts[0]] * len(firsts), blocks[: len(firsts)]):
+        pairs = zip(port.layers, chosen, strict=True)
+        yield _changed(port, layers=tuple(_with_moduli(layer, (heads,) * len(layer.moduli)) for layer, heads in pairs))
+
+
+def _with_moduli(layer: LayerAddressing, moduli: tuple[tuple[int, ...], ...]) -> LayerAddressing:
+    """The layer with other moduli, and offsets that follow from them unless its heads share one table."""
+    ends = accumulate(chain.from_iterable((*moduli[:-1], moduli[-1][:-1])), initial=0)
+    return replace(layer, moduli=moduli, offsets=tuple(ends) if any(layer.offsets) else layer.offsets)
+
+
 def _multipliers_as(change: Callable[[int], int]) -> Variants:
     """Changed multipliers may pass the word, and then the kind of word and of remainder tells."""
 
@@ -364,6 +401,23 @@ def _numbers_as(change: Callable[[int], int]) -> Variants:
             yield _changed(port, product=product, join=lambda one, other: change(one + other))
 
     return variants
+
+
+def _float64(question: Question) -> Iterator[Variant]:
+    """The same, and numbers that no word ever holds, as in JavaScript: powers are as they come."""
+    yield from _numbers_as(as_float64)(question)
+    port = right_port(question.golden.spec)
+    if port.join is not operator.add:
+        return
+
+    def product(token: int, multiplier: int) -> int:
+        return as_float64(token * as_float64(multiplier))
+
+    for reduces_powers in (False, True):
+        endless = replace(port, reduces_powers=reduces_powers, narrow=int)
+        yield _changed(endless, product=product, join=lambda one, other: as_float64(one + other))
+        yield _changed(endless, product=product)
+        yield _changed(endless, narrow=as_float64)
 
 
 def _words(narrow: Callable[[int], int], remainder: Callable[[int, int], int] = operator.mod) -> Variants:
@@ -462,7 +516,7 @@ MISTAKES = (
             _port(lambda port: {"see": _dead_with_past})),
     Mistake("dead-skipped", "dead tokens are left out, as if the living ones stood next to each other",
             _port(lambda port: {"see": _over_dead})),
-    Mistake("dead-as-token", "dead tokens are hashed as the ordinary id {0}", _dead_as_token),
+    Mistake("dead-as-token", "dead tokens are hashed as an ordinary id, {0}", _dead_as_token),
     Mistake("wrong-fill", "a missing history is filled with id {0}, expected {1}", _wrong_fill),
     Mistake("wrong-end", "id {0} is the fill and the boundary, expected {1}", _wrong_end),
     Mistake("fill-left-out", "a missing history contributes nothing, expected fill id {0}", _fill_left_out),
@@ -476,11 +530,13 @@ MISTAKES = (
     Mistake("multipliers-reversed", "the list of multipliers is reversed", _multipliers_reversed),
     Mistake("layer-multipliers", "the multipliers are those of layers {all}", _of_other_layers("multipliers")),
     Mistake("layer-moduli", "the moduli are those of layers {all}", _of_other_layers("moduli", "offsets")),
+    Mistake("layer-seed", "the multipliers are seeded with the layer numbers {all}", _layer_seed),
+    Mistake("order-moduli", "all orders have the moduli of the first: primes begin anew in each", _order_moduli),
     Mistake("multipliers-float32", "multipliers are rounded to 32-bit floats", _multipliers_as(as_float32)),
     Mistake("multipliers-float64", "multipliers are rounded to doubles", _multipliers_as(as_float64)),
     Mistake("multipliers-int32", "multipliers are cut to signed 32 bits", _multipliers_as(signed_word(32))),
     Mistake("multipliers-uint32", "multipliers are cut to unsigned 32 bits", _multipliers_as(unsigned_word(32))),
-    Mistake("float64", f"{_NUMBERS} are held in doubles", _numbers_as(as_float64)),
+    Mistake("float64", f"{_NUMBERS} are held in doubles", _float64),
     Mistake("float32", f"{_NUMBERS} are held in 32-bit floats", _numbers_as(as_float32)),
     Mistake("int32", f"{_NUMBERS} wrap to signed 32 bits", _words(signed_word(32))),
     Mistake("int32-truncated", f"{_NUMBERS} wrap to signed 32 bits, and {_SIGN}",

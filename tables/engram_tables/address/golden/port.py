@@ -36,7 +36,7 @@ class Port:
     column_orders
         The order of each column.
     dead_as
-        The id that is read in the place of a dead one, or None where dead ones are known.
+        The id that is read in the place of a dead one, not negative, or None where dead ones are known.
     recall
         What is kept of a chunk's history.
     pick

@@ -63,6 +63,9 @@ def _spec_from_preset(path: Path, tables: FoundTables, vocabulary: Vocabulary | 
     is_evidence = any(finding.fact not in (Fact.ROWS_AT_LEAST, Fact.ROW_WIDTH) for finding in tables.findings)
     for name in tables.presets if is_evidence else ():
         recipe = PRESETS[name]
+        columns = {finding.column for finding in tables.findings if finding.column is not None}
+        if columns and len(columns) != sum(recipe.outline().heads):
+            continue
         if contradiction(_sizes_of(recipe), tables.findings) is None:
             spec = recipe.resolve(vocabulary=vocabulary)
             if eos is not None and eos not in spec.history.boundary_ids:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from engram_tables.units import int_from_json
 _PUBLISHED_VOCABULARIES = {99_092: V4_VOCAB_SHA256, 98_627: V3_VOCAB_SHA256}
 _PUBLISHED_FILL = {2: 2}
 _MAX_SPECIAL_RANGES = 4096
+_SMALL_NUMBER = re.compile(r"0|[1-9][0-9]{0,9}")
 
 
 class _Asked(NamedTuple):
@@ -67,10 +69,10 @@ class _Section:
             raise InvalidInput(f"{self.where}: {key} is {value!r}, expected a number")
         return value
 
-    def flag(self, key: str) -> bool:
+    def flag(self, key: str, *, default: bool = False) -> bool:
         if key in self and not isinstance(self.values[key], bool):
             raise InvalidInput(f"{self.where}: {key} is {self.values[key]!r}, expected true or false")
-        return bool(self.values.get(key))
+        return bool(self.values[key]) if key in self else default
 
     def name(self) -> str:
         """What the config calls the model, or the directory that it lies in."""
@@ -81,7 +83,7 @@ class _Section:
         return path.absolute().parent.name if path.name == "config.json" else path.stem
 
     def provenance(self) -> str:
-        return f"config {Path(self.where).name}"
+        return Path(self.where).name
 
     def eos(self, asked: _Asked, parent: Mapping[str, Any]) -> int:
         """The end of sequence that the hash uses; a list is a question for the caller, never for a guess."""
@@ -136,20 +138,40 @@ def spec_from_config(config: Path, *, vocabulary: Vocabulary | None = None, eos:
         raise InvalidInput(f"{config}: found {type(data).__name__}, expected a JSON object")
     nested = data.get("text_config")
     sections = [data, *([nested] if isinstance(nested, dict) else [])]
-    for family in _FAMILIES:
-        for values in sections:
-            if any(values.get(key) is not None for key in family.keys):
-                section = _Section(values, str(config))
-                recipe = family.read(section, data, _Asked(vocabulary, eos))
-                spec = recipe.resolve(vocabulary=vocabulary)
-                _check_stated_rows(section, spec)
-                return spec
+    found = [
+        (family, values) for family in _FAMILIES for values in sections if any(key in values for key in family.keys)
+    ]
+    if found:
+        family, values = _only_one(found, str(config))
+        section = _Section(values, str(config))
+        spec = family.read(section, data, _Asked(vocabulary, eos)).resolve(vocabulary=vocabulary)
+        _check_stated_rows(section, spec)
+        return spec
     known = "; ".join(f"{family.name} ({', '.join(family.keys)})" for family in _FAMILIES)
     stated = f"model_type {data['model_type']!r}" if "model_type" in data else "no model_type"
     raise InvalidInput(
         f"{config}: found {stated} and no key of a family that is known, expected one of {known}; is it the config of "
         "a model with such tables?"
     )
+
+
+def _only_one(
+    found: Sequence[tuple[_FamilyReader, Mapping[str, Any]]], where: str
+) -> tuple[_FamilyReader, Mapping[str, Any]]:
+    """The family and section that a config's keys name; SpecMismatch where they name two."""
+    stated = [entry for entry in found if any(entry[1].get(key) is not None for key in entry[0].keys)] or found
+    names = list(dict.fromkeys(family.name for family, _ in stated))
+    if len(names) > 1:
+        raise SpecMismatch(f"{where}: it holds keys of {' and of '.join(names)}, expected those of one family")
+    if len(stated) > 1:
+        (_, outer), (_, inner) = stated
+        differing = [key for key in outer if key in inner and outer[key] != inner[key]]
+        if differing:
+            raise SpecMismatch(
+                f"{where}: {differing[0]} is {outer[differing[0]]!r} at the top and {inner[differing[0]]!r} in "
+                "text_config, expected one value; one of them was changed"
+            )
+    return stated[0]
 
 
 def _check_stated_rows(section: _Section, spec: AddressSpec) -> None:
@@ -235,17 +257,24 @@ def _longcat(section: _Section, parent: Mapping[str, Any], asked: _Asked) -> Rec
             "is not published; export a spec of another model and change its constants by hand"
         )
     exclude = section.flag("ngram_exclude_sp_token")
-    n_vectors = 1 + section.integer("emb_split_num", "oe_split_num") * (
-        section.integer("emb_neighbor_num", "oe_neighbor_num") - 1
+    if exclude and section.values.get("oe_ignored_token_ids"):
+        raise InvalidInput(
+            f"{section.where}: ngram_exclude_sp_token and oe_ignored_token_ids are both set, expected one of them: how "
+            "the two go together is not published; make the spec by hand"
+        )
+    splits, neighbours = (
+        section.integer("emb_split_num", "oe_split_num"),
+        section.integer("emb_neighbor_num", "oe_neighbor_num"),
     )
+    n_vectors = 1 + splits * (neighbours - 1)
     divided = f"the square root of {n_vectors}" if section.flag("ngram_fix_normalize_factor") else str(n_vectors)
     return LongCatRecipe(
         name=section.name(),
         provenance=section.provenance(),
         vocab_size=vocab_size,
         hidden_size=section.integer("hidden_size"),
-        neighbours=section.integer("emb_neighbor_num", "oe_neighbor_num"),
-        splits=section.integer("emb_split_num", "oe_split_num"),
+        neighbours=neighbours,
+        splits=splits,
         ratio=section.number("ngram_vocab_size_ratio", "oe_vocab_size_ratio"),
         eos_token=section.eos(asked, parent),
         special_ranges=_special_ranges(section) if exclude else (),
@@ -253,7 +282,7 @@ def _longcat(section: _Section, parent: Mapping[str, Any], asked: _Asked) -> Rec
         if exclude or "oe_ignored_token_ids" not in section
         else tuple(section.integers("oe_ignored_token_ids")),
         # The `oe_` spellings belong to models whose rule of reduction is not published.
-        reduce=f"the token embedding and the projected rows together, over {divided}"
+        reduce=f"the token embedding and the projected rows, summed and divided by {divided}"
         if "emb_neighbor_num" in section
         else None,
     )
@@ -264,7 +293,7 @@ def _special_ranges(section: _Section) -> tuple[tuple[int, int], ...]:
     scope = section.values.get("special_token_scope")
     parts = scope.split(",") if isinstance(scope, str) and scope else []
     bounds = [part.strip().split(":") for part in parts]
-    if not parts or any(len(pair) != 2 or not all(end.isdecimal() for end in pair) for pair in bounds):
+    if not parts or any(len(pair) != 2 or not all(_SMALL_NUMBER.fullmatch(end) for end in pair) for pair in bounds):
         raise InvalidInput(
             f"{section.where}: special_token_scope is {scope!r}, expected half-open ranges such as '0:4,36:55' beside "
             "ngram_exclude_sp_token"
@@ -307,7 +336,18 @@ def _nanochat(section: _Section, parent: Mapping[str, Any], asked: _Asked) -> Re
 
 
 def _engram_peft(section: _Section, parent: Mapping[str, Any], asked: _Asked) -> Recipe:
-    if section.values.get("engine") == "qwen_ple" or section.values.get("table_spec") == "PLE_QWEN_V1":
+    engine, table = section.values.get("engine") or "deepseek", section.values.get("table_spec")
+    if engine not in ("deepseek", "qwen_ple") or table not in (None, "ENG_DEEPSEEK_V1", "PLE_QWEN_V1"):
+        raise InvalidInput(
+            f"{section.where}: engine {engine!r} and table_spec {table!r}, expected those of engram-peft 1.2.7: deepseek "
+            "or qwen_ple, ENG_DEEPSEEK_V1 or PLE_QWEN_V1"
+        )
+    if "prime_sizes" in section:
+        raise InvalidInput(
+            f"{section.where}: prime_sizes are stated, expected none: that its rule gives them is all "
+            "that is published; make a spec with these moduli by hand"
+        )
+    if engine == "qwen_ple" or table == "PLE_QWEN_V1":
         return _engram_peft_qwen(section)
     orders = tuple(section.integers("ngram_sizes"))
     heads = section.integer("n_head_per_ngram")
@@ -321,7 +361,7 @@ def _engram_peft(section: _Section, parent: Mapping[str, Any], asked: _Asked) ->
     if list(orders) != sorted(set(orders)):
         raise InvalidInput(f"{section.where}: ngram_sizes is {orders}, expected ascending orders")
     layer_ids = tuple(sorted(section.integers("target_layers")))
-    folded = section.values.get("enable_tokenizer_compression") is not False
+    folded = section.flag("enable_tokenizer_compression", default=True)
     canonical_size, fill_id, digest = _peft_vocabulary(section, asked, folded=folded)
     return DeepSeekRecipe(
         name=section.name(),
@@ -369,11 +409,16 @@ def _saved_map(path: Path) -> np.ndarray[Any, np.dtype[np.int64]]:
     """int64 (tokens,): the map of a `compression_config.json`."""
     data = read_json(path)
     mapping = data.get("mapping") if isinstance(data, dict) else None
-    if not isinstance(mapping, dict) or not all(key.isdecimal() for key in mapping):
+    if not isinstance(mapping, dict) or not all(_SMALL_NUMBER.fullmatch(key) for key in mapping):
         raise InvalidInput(f"{path}: no mapping of token ids, expected the file that engram-peft saves")
     ids = {int(key): int_from_json(value, f"{path}: token {key}") for key, value in mapping.items()}
-    if sorted(ids) != list(range(len(ids))) or not all(0 <= value < max(1, len(ids)) for value in ids.values()):
-        raise InvalidInput(f"{path}: its mapping has gaps or ids out of range, expected every token id from 0 on")
+    if sorted(ids) != list(range(len(ids))) or sorted(set(ids.values())) != list(range(len(set(ids.values())))):
+        raise InvalidInput(
+            f"{path}: its mapping has gaps, expected every token id and every canonical id from 0 on; save it anew"
+        )
+    for key, n_found in (("vocab_size", len(ids)), ("compressed_vocab_size", len(set(ids.values())))):
+        if data.get(key, n_found) != n_found:
+            raise SpecMismatch(f"{path}: {key} is {data[key]!r}, its mapping has {n_found}; one of them was changed")
     return np.array([ids[token] for token in range(len(ids))], dtype=np.int64)
 
 
@@ -383,11 +428,17 @@ def _engram_peft_qwen(section: _Section) -> Recipe:
 
     layers: Sequence[int] = section.integers("target_layers")
     preset = PRESETS["qwen3.8-flash-next"]
-    if len(layers) != 1 or "prime_sizes" in section or not isinstance(preset, QwenRecipe):
+    if not isinstance(preset, QwenRecipe):
+        raise AssertionError("the preset of Qwen is no recipe of Qwen")
+    shape = section.integers("ngram_sizes"), section.integer("n_head_per_ngram"), len(layers)
+    if shape != ([*preset.orders], preset.heads, 1):
         raise InvalidInput(
-            f"{section.where}: engine qwen_ple with layers {layers}"
-            f"{' and prime_sizes' if 'prime_sizes' in section else ''}, expected one layer and the published primes"
+            f"{section.where}: engine qwen_ple with ngram_sizes {shape[0]}, n_head_per_ngram {shape[1]} and layers "
+            f"{layers}, expected {[*preset.orders]}, {preset.heads} and one layer, as the package has them"
         )
+    width = section.integer("embedding_dim")
+    if width % (preset.heads * len(preset.orders)):
+        raise InvalidInput(f"{section.where}: embedding_dim is {width}, expected a width that all heads divide")
     return QwenRecipe(
         name=section.name(),
         provenance=section.provenance(),
@@ -399,7 +450,7 @@ def _engram_peft_qwen(section: _Section) -> Recipe:
         divisor=1,
         layer_ids=(layers[0],),
         eos_token=preset.eos_token,
-        row_width=preset.row_width,
+        row_width=width // (preset.heads * len(preset.orders)),
     )
 
 

@@ -33,8 +33,10 @@ _TOKENS_KEY = "tokenizer.ggml.tokens"
 _PART = re.compile(r"-([0-9]{5})-of-([0-9]{5})\.gguf$")
 _QWEN_TABLE = "per_layer_token_embd.weight"
 _QWEN_SEED, _QWEN_DIVISOR = 1234, 128
-# Values of a row by the name of its encoding: ds4's own, and those of its forks.
-_ENCODED_WIDTHS = {"e4m3_e8m0_32_row264": 256, "lloyd4_e5m3_32_r136": 256, "q4_k_row144": 256}
+# Values and bytes of a row by the name of its encoding: ds4's own, and those of its forks.
+_ENCODINGS = {"e4m3_e8m0_32_row264": (256, 264), "lloyd4_e5m3_32_r136": (256, 136), "q4_k_row144": (256, 144)}
+# No converter is known to pad rows to a larger multiple.
+_MOST_PADDING_ROWS = 4096
 _GIVE_CONFIG = "give the model's config.json"
 
 # Every name that a value has in some converter's output: ds4, llama.cpp and its forks.
@@ -130,7 +132,11 @@ class _DeepSeek:
             )
             for finding in self.keys.per_layer(names, fact, self.layer_ids)
         ]
-        findings += (_rows_of(self.path, *table, layer_id) for layer_id, table in self.tables.items())
+        for layer_id, (tensor, table) in self.tables.items():
+            rows = _rows_of(self.path, tensor, table, layer_id)
+            findings.append(rows)
+            if (width := self._width_of(table)) is not None:
+                findings.append(replace(rows, fact=Fact.ROW_WIDTH, values=(width,)))
         return GgufModel(spec=recipe.resolve(), findings=tuple(findings))
 
     def _read_token_map(self) -> npt.NDArray[np.int64] | None:
@@ -203,6 +209,11 @@ class _DeepSeek:
         if self.token_map is None:
             return stated if stated is not None or self.vocabulary is None else self.vocabulary.canonical_size
         reached = int(self.token_map.max()) + 1
+        if len(np.unique(self.token_map)) != reached:
+            raise InvalidInput(
+                f"{self.keys.where(_TOKEN_MAP)}: found {len(np.unique(self.token_map))} canonical ids up to "
+                f"{reached - 1}, expected each of them; convert the model again"
+            )
         if stated not in (None, reached):
             raise SpecMismatch(
                 f"{self.keys.where(_CANONICAL_SIZE)} is {stated}, {self.keys.where(_TOKEN_MAP)} reaches {reached} "
@@ -250,13 +261,20 @@ class _DeepSeek:
             )
         return mapped
 
+    def _width_of(self, table: GgufTensor) -> int | None:
+        """Values of a table's row; of rows of bytes, as many as their encoding makes of them, if it is known."""
+        if table.type_name != "I8":
+            return table.dims[0]
+        values, row_bytes = _ENCODINGS.get(self.keys.text(("encoding",)) or "", (None, table.dims[0]))
+        return values if table.dims[0] == row_bytes else table.dims[0]
+
     def _row_width(self) -> int | None:
         stated = self.keys.integer(_WIDTH)
         if stated is not None:
             return stated
         encoding = self.keys.text(("encoding",))
         if encoding is not None:
-            return _ENCODED_WIDTHS.get(encoding)
+            return _ENCODINGS.get(encoding, (None, None))[0]
         # Rows of bytes have as many as their encoding takes.
         widths = {table.dims[0] for _, table in self.tables.values() if table.dims and table.type_name != "I8"}
         return widths.pop() if len(widths) == 1 else None
@@ -312,9 +330,10 @@ class _Qwen:
             width = replace(rows, fact=Fact.ROW_WIDTH, values=(self.table.dims[0],))
             findings = [*findings, rows, width]
             layer = spec.layers[0]
-            if rows.values[0] >= layer.offsets[-1] + layer.moduli[-1][-1]:
-                layers = (replace(layer, n_rows=rows.values[0]),)
-                spec = replace(spec, layers=layers, row_width=spec.row_width or self.table.dims[0])
+            used = layer.offsets[-1] + layer.moduli[-1][-1]
+            spec = replace(spec, row_width=spec.row_width or self.table.dims[0])
+            if used <= rows.values[0] < used + _MOST_PADDING_ROWS and not self.keys.has(("vocab_divisor", "row_count")):
+                spec = replace(spec, layers=(replace(layer, n_rows=rows.values[0]),))
         return GgufModel(spec=spec, findings=tuple(findings))
 
     def _needed(self, name: str, *, most: int = 2**40) -> int:

@@ -16,7 +16,8 @@ def spec_from_model(path: Path, *, vocabulary: Vocabulary | None = None, eos: in
     ----------
     path
         A config.json; a checkpoint's directory or one of its .safetensors (the config beside it is read too); a .gguf.
-        Of the large files only headers and the small integer arrays are read.
+        Of the large files only headers and the small integer arrays are read. A directory without .safetensors is its
+        config.json.
     eos
         The end of sequence, where a config holds a list or none.
 
@@ -27,6 +28,10 @@ def spec_from_model(path: Path, *, vocabulary: Vocabulary | None = None, eos: in
     SpecMismatch
         What the file's arrays say and what its config derives differ.
     """
+    if not path.exists():
+        raise InvalidInput(f"{path}: nothing there, expected a config.json, a directory, a .safetensors or a .gguf")
+    if path.is_dir() and not any(path.glob("*.safetensors")) and (path / "config.json").is_file():
+        path = path / "config.json"
     if path.is_dir() or path.suffix == ".safetensors":
         from engram_tables.address.released.checkpoints import spec_from_checkpoint
 

@@ -73,12 +73,19 @@ def find_tables(path: Path, headers: Sequence[SafetensorsHeader]) -> FoundTables
         No table, those of two families, or a tensor of another shape or dtype than its name promises.
     """
     findings: dict[str, list[Finding]] = {}
+    holders: dict[str, Path] = {}
     shards: dict[int | None, dict[int, int]] = {}
     for header in headers:
         for name, info in header.tensors.items():
             match = _NAMES.search(name)
             if match is None or match.lastgroup is None:
                 continue
+            if name in holders:
+                raise InvalidInput(
+                    f"{path}: found {name} in {holders[name].name} and in {header.path.name}, expected it once; name "
+                    "the file that holds the one you mean"
+                )
+            holders[name] = header.path
             layer_id = _layer_id(name[: match.start()])
             family, found = _read(header, name, info, match, layer_id)
             findings.setdefault(family, []).extend(found)
@@ -140,6 +147,9 @@ def _read(
 
 def _rows_of_shards(path: Path, layer_id: int | None, rows: dict[int, int]) -> Finding:
     """The rows of a sharded table: all of them only where no shard can be missing."""
+    sizes = [rows[shard] for shard in sorted(rows)]
+    if any(size != sizes[0] for size in sizes[:-1]) or sizes[-1] > sizes[0]:
+        raise InvalidInput(f"{path}: found shards of {sorted(set(sizes))} rows, expected equal ones and a shorter last")
     is_whole = path.is_dir() and sorted(rows) == list(range(len(rows))) and not missing_files(path)
     return Finding(
         where=f"{path}: {len(rows)} shards of ngram_embedding",
