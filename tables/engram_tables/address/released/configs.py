@@ -339,13 +339,13 @@ def _engram_peft(section: _Section, parent: Mapping[str, Any], asked: _Asked) ->
     engine, table = section.values.get("engine") or "deepseek", section.values.get("table_spec")
     if engine not in ("deepseek", "qwen_ple") or table not in (None, "ENG_DEEPSEEK_V1", "PLE_QWEN_V1"):
         raise InvalidInput(
-            f"{section.where}: engine {engine!r} and table_spec {table!r}, expected those of engram-peft 1.2.7: deepseek "
-            "or qwen_ple, ENG_DEEPSEEK_V1 or PLE_QWEN_V1"
+            f"{section.where}: engine {engine!r} and table_spec {table!r}, expected those of engram-peft 1.2.7: "
+            "deepseek or qwen_ple, ENG_DEEPSEEK_V1 or PLE_QWEN_V1"
         )
     if "prime_sizes" in section:
         raise InvalidInput(
-            f"{section.where}: prime_sizes are stated, expected none: that its rule gives them is all "
-            "that is published; make a spec with these moduli by hand"
+            f"{section.where}: prime_sizes are stated, expected the primes that the package derives; make a spec with "
+            "these moduli by hand"
         )
     if engine == "qwen_ple" or table == "PLE_QWEN_V1":
         return _engram_peft_qwen(section)
