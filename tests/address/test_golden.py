@@ -315,7 +315,7 @@ def test_where_no_mistake_fits_it_is_told_what_the_rows_share() -> None:
     )
     assert "fill" in _hints(deepseek, lambda golden: _positions(golden, lambda case, p: not case.history and p < 1))
     assert "boundary" in _hints("longcat-like", lambda golden: _positions(golden, lambda case, p: case.ids[p] == 2))
-    assert _hints(deepseek, lambda golden: np.s_[:]) == ["all"]
+    assert _hints(deepseek, lambda golden: np.s_[:])[:1] == ["all"]
 
 
 def test_products_in_doubles_alone_are_named_where_powers_are_no_powers_of_two() -> None:
@@ -335,6 +335,11 @@ def test_layer_seeds_are_recognised_as_published_ones_alone() -> None:
     assert [seeds for seeds, _ in other_seeds(golden_of("qwen-like").spec)] == [(1,), (2,)]
     for name in ("small", "longcat-like"):
         assert list(other_seeds(golden_of(name).spec)) == []
+    for canonical_size in (1, 2**30 - 1, 2**30, 2**31 + 1, 2**32):
+        layer = layer_of(3, (3, 5), ((1009,), (1013,)))
+        spec = dataclasses.replace(small(), canonical_size=canonical_size, layers=(layer,), orders=(1, 2),
+                                   history=HistoryRule(fill_id=0))  # fmt: skip
+        assert list(other_seeds(spec)) == []
 
 
 def test_cases_without_dead_tokens_are_the_others_of_the_whole_set(tmp_path: Path) -> None:

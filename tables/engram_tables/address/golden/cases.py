@@ -29,6 +29,7 @@ SCHEMA = "engram.golden/1"
 HOW_TO_ANSWER = (
     "Each case is one chunk of a sequence. `ids` are its tokens; -1 takes no part. `history` are the ids right before "
     "it, oldest first, -1 where dead; where it holds fewer than the largest order less one, the sequence began there. "
+    "For an engine without dead tokens, write the file with `engram golden emit --no-dead`. "
     "Ids are hashed as they stand: no vocabulary is applied. Answer `rows` of every token, layer and column: rows are "
     "global within their layer, layers are in the order of the spec, columns order-major and head-minor. Write all "
     "cases one after another as one .npy of integers (tokens, layers, columns), or a line of JSON for each case: "

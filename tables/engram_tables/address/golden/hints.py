@@ -59,10 +59,9 @@ def all_places(golden: Golden) -> Iterator[Place]:
 def find_hints(question: Question, differing: Sequence[Place]) -> list[Hint]:
     """Each aspect that all differing rows share, and that as many rows drawn at random would hardly share."""
     golden = question.golden
-    outside, is_local = _outside(question, differing)
-    all_differ = _all_differ(golden, differing)
+    outside, all_differ = _outside(question, differing), _all_differ(golden, differing)
     if all_differ:
-        return [*all_differ, *(outside if is_local else ())]
+        return [*all_differ, *outside]
     aspects = [*_column_aspects(golden, differing[0]), *_window_aspects(golden), *_number_aspects(golden)]
     hints = [
         Hint(name=name, sentence=f"every row that differs {sentence}")
@@ -72,10 +71,8 @@ def find_hints(question: Question, differing: Sequence[Place]) -> list[Hint]:
     ]
     if {hint.name for hint in hints} & {"dead", "boundary"}:
         hints = [hint for hint in hints if hint.name != "fill"]
-    found = [*hints, *outside]
-    column_wise = _columns(golden, differing)
-    n_before = sum(hint.name in ("layer", "order", "head") for hint in hints)
-    found[n_before:n_before] = column_wise
+    n_of_columns = sum(hint.name in ("layer", "order", "head") for hint in hints)
+    found = [*hints[:n_of_columns], *_columns(golden, differing), *hints[n_of_columns:], *outside]
     # Most ids that are not small have such mixes, so that nearly whatever else is wrong has them in common too.
     return [hint for hint in found if hint.name != "large-mix" or len(found) == 1]
 
@@ -115,17 +112,17 @@ def _columns(golden: Golden, differing: Sequence[Place]) -> list[Hint]:
     return [Hint(name="columns", sentence=f"{sentence}: look at moduli and offsets from there on")]
 
 
-def _outside(question: Question, differing: Sequence[Place]) -> tuple[list[Hint], bool]:
-    """Rows outside of their head's, and whether they look like rows that are counted within each head."""
+def _outside(question: Question, differing: Sequence[Place]) -> list[Hint]:
+    """How many rows lie outside of their head's, and whether they look like rows that are counted within each head."""
     spec = question.golden.spec
     n_outside = sum(not _in_its_head(spec, place, place.row(question.answer)) for place in differing)
     if not n_outside:
-        return [], False
+        return []
     n_local = sum(0 <= place.row(question.answer) < _modulus(spec, place) for place in all_places(question.golden))
     is_local = any(any(layer.offsets) for layer in spec.layers) and 2 * n_local > question.golden.n_rows
     advice = "; if the program counts rows within each head, try --local" if is_local else ""
     sentence = f"{n_outside} of the rows that differ lie outside of their head's{advice}"
-    return [Hint(name="outside", sentence=sentence)], is_local
+    return [Hint(name="outside", sentence=sentence)]
 
 
 def _column_aspects(golden: Golden, first: Place) -> Iterator[_Aspect]:

@@ -11,6 +11,9 @@ from engram_tables.address.spec import AddressSpec, Family
 Rule = Callable[[int], tuple[int, ...]]
 """The multipliers of the layer whose number goes into the seed."""
 
+# NumPy draws bounds of 32 bits by another method, which larger vocabularies would need.
+_SIZES_END = 2**30
+
 
 def other_seeds(spec: AddressSpec) -> Iterator[tuple[tuple[int, ...], list[tuple[int, ...]]]]:
     """Layer numbers that a program may take for the seeds' own, and the multipliers of every layer that come of them.
@@ -18,7 +21,7 @@ def other_seeds(spec: AddressSpec) -> Iterator[tuple[tuple[int, ...], list[tuple
     Nothing where the multipliers are those of neither published rule: DeepSeek's, seeded by layer id from seed 0, and
     Qwen's, by ordinal from seed 1234.
     """
-    if spec.mix.family is not Family.XOR_MULTIPLY:
+    if spec.mix.family is not Family.XOR_MULTIPLY or spec.canonical_size >= _SIZES_END:
         return
     right = [layer.multipliers for layer in spec.layers]
     ids, ordinals = spec.layer_ids, tuple(range(len(spec.layers)))
