@@ -23,7 +23,8 @@ _SUFFIX_BYTES = {
 _INTEGERS = re.compile(r"\s*(-?\d+)(?:-(\d+))?\s*")
 _LONGEST_RANGE = 10_000_000
 _LONGEST_INTEGER = 18
-_MOST_BITS = 127
+# A key of sixteen 32-bit ids, the longest integer that any file here holds.
+_MOST_BITS = 512
 _BYTES = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
 
 
@@ -97,7 +98,7 @@ def int_from_json(value: Any, where: str) -> int:
         if value.bit_length() > _MOST_BITS:
             raise InvalidInput(f"{where}: found an integer of {value.bit_length()} bits, expected {_MOST_BITS} at most")
         return value
-    if isinstance(value, str) and re.fullmatch(r"-?(0|[1-9]\d{0,38})", value):
+    if isinstance(value, str) and re.fullmatch(r"-?(0|[1-9]\d{0,159})", value):
         return int(value)
     raise InvalidInput(
         f"{where}: found {value!r} ({type(value).__name__}), expected an integer or its decimal string; "

@@ -309,6 +309,14 @@ class NoBoundaries(Program):
         self.boundaries = []
 
 
+class EndsAt1(Program):
+    """Takes the usual end of sequence of another model for its own."""
+
+    def __init__(self, data: dict[str, Any]) -> None:
+        super().__init__(data)
+        self.boundaries = [1]
+
+
 class VisibleBoundary(Program):
     def __init__(self, data: dict[str, Any]) -> None:
         super().__init__(data)
@@ -414,6 +422,10 @@ class Late(Program):
     def __init__(self, data: dict[str, Any]) -> None:
         super().__init__(data)
         self.lagged = not self.lagged
+
+
+class FromOldest(Late, OldestFirst):
+    """engram-peft's rules for a table of DeepSeek's."""
 
 
 def qwen_like() -> AddressSpec:

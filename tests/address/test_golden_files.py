@@ -172,10 +172,10 @@ def _line(change: Callable[[dict[str, Any]], None]) -> Callable[[list[str]], lis
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda lines: lines[1:], " of {n} cases, expected all; add a line for each of replaced-30-31-history"),
+        (lambda lines: lines[1:], " of {n} cases, expected all; add a line for each of usual-specials"),
         (lambda lines: lines[:1], "found 1 of {n} cases"),
         (lambda lines: [], "found 0 of {n} cases"),
-        (lambda lines: [*lines, lines[0]], " line {next}: found case replaced-30-31-history for the second time"),
+        (lambda lines: [*lines, lines[0]], " line {next}: found case usual-specials for the second time"),
         (lambda lines: [lines[0][:-9], *lines[1:]], " line 1: not JSON"),
         (lambda lines: [*lines, "nonsense"], " line {next}: not JSON"),
         (lambda lines: ["[" * 100_000, *lines], " line 1: not JSON"),
@@ -189,7 +189,7 @@ def _line(change: Callable[[dict[str, Any]], None]) -> Callable[[list[str]], lis
         (_line(_set(None, "rows", 2, 1, 3)), "rows[2][1][3]: found None"),
         (_line(_set(True, "rows", 2, 1, 3)), "rows[2][1][3]: found True"),
         (_line(_set(math.nan, "rows", 2, 1, 3)), "rows[2][1][3]: found nan, a float"),
-        (_line(_delete("rows", 2)), "rows: found a list of 2, expected a list of 3"),
+        (_line(_delete("rows", 2)), "rows: found a list of 16, expected a list of 17"),
         (_line(_delete("rows", 2, 1)), "rows[2]: found a list of 1, expected a list of 2"),
         (_line(_set([1, 2, 3, 4, 5], "rows", 2, 1)), "rows[2][1]: found a list of 5, expected a list of 4"),
         (_line(_set({}, "rows", 2, 1)), "rows[2][1]: found '{{}}' (dict)"),

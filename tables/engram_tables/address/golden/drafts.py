@@ -40,6 +40,7 @@ def drafts(spec: AddressSpec) -> Iterator[Draft]:
     yield from _boundaries(spec, tokens)
     yield from _replacements(spec, tokens)
     yield from _large_rows(spec, tokens)
+    yield from _special_elsewhere(spec, tokens)
 
 
 class _Ordinary:
@@ -133,6 +134,14 @@ def _mixes_told(spec: AddressSpec, ids: Sequence[int]) -> str:
     if max(mixes) > EXACT_IN_DOUBLE:
         return f"numbers before the modulus have up to {n_bits} bits, and a double holds 53"
     return f"numbers before the modulus have up to {n_bits} bits here, and a double holds them"
+
+
+def _special_elsewhere(spec: AddressSpec, tokens: _Ordinary) -> Iterator[Draft]:
+    """Ids that are special tokens of many models, and no more than ids where the spec does not say otherwise."""
+    back = max(1, spec.max_order - 1)
+    usual = (0, 1, 2, 3, spec.canonical_size - 1)
+    ids = [token for special in usual if special < spec.canonical_size for token in (*tokens.take(back), special)]
+    yield Draft("usual-specials", "ids 0 to 3 and the largest among ordinary ones", [*ids, *tokens.take(back)])
 
 
 def _boundaries(spec: AddressSpec, tokens: _Ordinary) -> Iterator[Draft]:

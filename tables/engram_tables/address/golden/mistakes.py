@@ -203,6 +203,16 @@ def _boundary_extra(question: Question) -> Iterator[Variant]:
         yield _changed(port, extra, history=_bounded(history, {extra, *history.boundary_ids}))
 
 
+def _boundary_other(question: Question) -> Iterator[Variant]:
+    """Another id in the place of the only boundary; where the fill is the boundary, `_wrong_end` asks for more."""
+    port = right_port(question.golden.spec)
+    if len(port.history.boundary_ids) == 1:
+        right = port.history.boundary_ids[0]
+        for other in dict.fromkeys((0, 1, 2, 3, port.spec.canonical_size - 1)):
+            if other != right:
+                yield _changed(port, other, right, history=_bounded(port.history, {other}))
+
+
 def _past_boundaries(ids: Sequence[int], position: int, *, max_order: int, history: HistoryRule) -> list[int]:
     """Boundaries are filled, and what lies behind them is seen."""
     seen = reference.window(ids, position, max_order=max_order, history=_bounded(history, ()))
@@ -444,6 +454,12 @@ def _other_lag(port: Port) -> Changes:
     return {"pick": lambda seen, order: seen[:order] if is_lagged else seen[largest - order :]}
 
 
+def _from_oldest(port: Port) -> Changes:
+    """Both rules in which engram-peft differs from DeepSeek's demo."""
+    pick = _other_lag(port)["pick"]
+    return {"pick": lambda seen, order: pick(seen, order)[::-1]}
+
+
 def _not_cumulative(question: Question) -> Iterator[Variant]:
     """An order takes what it adds to the order before it, its oldest id alone, or its two ends."""
     port = right_port(question.golden.spec)
@@ -509,6 +525,7 @@ MISTAKES = (
             _port(lambda port: {"see": _past_boundaries})),
     Mistake("boundary-missing", "id {0} is not taken for a boundary", _boundary_missing),
     Mistake("boundary-alone", "no id but {0} is taken for a boundary", _boundary_alone),
+    Mistake("boundary-other", "id {0} is taken for the boundary, expected {1}", _boundary_other),
     Mistake("boundary-extra", "id {0} is taken for a boundary", _boundary_extra),
     Mistake("dead-not-latched", "a dead token is filled, and longer look-backs pass it",
             _port(lambda port: {"see": _past_dead})),
@@ -548,11 +565,16 @@ MISTAKES = (
     Mistake("uint64", f"{_NUMBERS} wrap to unsigned 64 bits", _words(unsigned_word(64))),
     Mistake("other-join", "terms are added where they are XORed, or XORed where they are added", _other_join),
     Mistake("order-lag", "n-grams of the smaller orders end at another token of the window", _port(_other_lag)),
+    Mistake("from-oldest", "orders and multipliers both begin at the other end of the window", _port(_from_oldest)),
     Mistake("not-cumulative", "n-grams of the larger orders lack some of their ids", _not_cumulative),
     Mistake("orders-short", "n-grams are one id shorter than their order",
             _port(lambda port: {"pick": lambda seen, order: port.pick(seen, order)[: max(1, order - 1)]})),
     Mistake("orders-descending", "the largest order comes first", _port(_descending)),
     Mistake("moduli-head-major", "moduli are taken head by head, expected order by order", _port(_moduli_head_major)),
 )  # fmt: skip
-SHIFTED = Mistake("shifted", "rows of each layer are shifted by a constant, {all}: another rank's offset", _shifted)
+SHIFTED = Mistake(
+    "shifted",
+    "rows of each layer are shifted by a constant, {all}: another rank's offset, or rows that count from 1",
+    _shifted,
+)
 """Fits whatever adds a constant, so it is tried where nothing else fits."""
