@@ -189,7 +189,7 @@ def _coefficient_sums(spec: AddressSpec, layer: LayerAddressing) -> Sequence[int
 def _check_row(spec: AddressSpec) -> None:
     digest = spec.vocab_sha256
     is_digest = digest is None or (len(digest) == 64 and set(digest) <= set("0123456789abcdef"))
-    _need(spec, is_digest, "vocab_sha256 is none", "64 hexadecimal digits")
+    _need(spec, is_digest, f"vocab_sha256 is {str(digest)[:80]!r}", "64 hexadecimal digits")
     width = spec.row_width
     _need(spec, width is None or 1 <= width <= 2**20, f"row_width is {width}", "1 to 2^20")
     _need(spec, len({piece.layer_id for piece in spec.slices}) == len(spec.slices),
