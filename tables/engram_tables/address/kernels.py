@@ -25,6 +25,7 @@ from engram_tables.address.vectors import (
     sum_eight_narrow_past_cache,
 )
 
+_WHOLE_WORD = np.uint64(2**64 - 1)
 # How a kernel takes remainders: see `hash_tokens`.
 DIVIDE, DIVIDE_SIGNED, REDUCE, REDUCE_PAST_CACHE = 0, 1, 2, 3
 
@@ -133,7 +134,8 @@ def hash_tokens(ids, dead, history, start, stop, constants, n_columns, form, row
         for place in range(n_before, lead + n):
             position = first - lead + place
             stream[place] = -1 if dead.size and dead[position] else np.int64(ids[position])
-        _replace_ids(stream, lead + n, constants.replaced, constants.replacement)
+        if constants.replaced.size:
+            _replace_ids(stream, lead + n, constants.replaced, constants.replacement)
         _fill_windows(stream, n, constants, windows)
         _hash_block(windows, n, first, constants, n_columns, form, mixes, doubles, rows, keys)
     fence()
@@ -205,8 +207,6 @@ def _block_buffers(constants):  # type: ignore[no-untyped-def]
 def _replace_ids(stream, n, replaced, replacement):  # type: ignore[no-untyped-def]
     """Put `replacement` where one of the ascending ranges holds the id; dead ids (-1) lie in none."""
     n_ranges = replaced.shape[0]
-    if n_ranges == 0:
-        return
     for place in range(n):
         token = stream[place]
         low, high = 0, n_ranges
@@ -228,17 +228,24 @@ def _fill_windows(stream, n, constants, windows):  # type: ignore[no-untyped-def
     # How many ids, its own included, the token at hand sees; and how many its successor sees besides its own.
     live = np.empty(BLOCK, dtype=np.int64)
     run = 0
-    for place in range(lead + n):
-        token = stream[place]
-        run = run + 1 if token >= 0 else 0
-        seen = run
-        for which in range(boundaries.size):
-            if token == boundaries[which]:
-                seen = 1 if closed else run
-                run = visible
-                break
-        if place >= lead:
-            live[place - lead] = seen
+    if boundaries.size == 0:
+        for place in range(lead):
+            run = run + 1 if stream[place] >= 0 else 0
+        for i in range(n):
+            run = run + 1 if stream[lead + i] >= 0 else 0
+            live[i] = run
+    else:
+        for place in range(lead + n):
+            token = stream[place]
+            run = run + 1 if token >= 0 else 0
+            seen = run
+            for which in range(boundaries.size):
+                if token == boundaries[which]:
+                    seen = 1 if closed else run
+                    run = visible
+                    break
+            if place >= lead:
+                live[place - lead] = seen
     for back in range(lead + 1):
         shifted, seen_ids = stream[lead - back :], windows[back]
         for i in range(n):
@@ -347,8 +354,10 @@ def _mix_windows(windows, n, constants, multipliers, mixes, doubles):  # type: i
             seen, multiplier = windows[later], multipliers[order, later]
             for i in range(n):
                 mixed[i] ^= seen[i] * multiplier
+        if constants.word_mask != _WHOLE_WORD:
+            for i in range(n):
+                mixed[i] &= constants.word_mask
         for i in range(n):
-            mixed[i] &= constants.word_mask
             as_double[i] = np.float64(np.int64(mixed[i]))
 
 
@@ -375,6 +384,18 @@ def _reduce_block(mixes, doubles, n, first, constants, n_columns, past_cache, ro
             for flat in range(np.uint64(mix_rows.size)):
                 at = mix_rows[flat] + i * word
                 reduce_eight_past_cache(
+                    mixes_at + at, doubles_at + at, moduli_at + shift, reciprocals_at + shift, offsets_at + shift,
+                    out_at + shift,
+                )  # fmt: skip
+                shift += line
+            out_at += shift
+        return
+    if n_columns == n_groups * LANES:
+        for i in range(np.uint64(n)):
+            shift = np.uint64(0)
+            for flat in range(np.uint64(mix_rows.size)):
+                at = mix_rows[flat] + i * word
+                reduce_eight(
                     mixes_at + at, doubles_at + at, moduli_at + shift, reciprocals_at + shift, offsets_at + shift,
                     out_at + shift,
                 )  # fmt: skip

@@ -190,6 +190,14 @@ class AddressSpec:
 
         check_spec(self)
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        """Taken once: every call that hashes tokens looks its constants up by their spec."""
+        return hash((self.name, self.canonical_size, self.history, self.orders, self.layers, self.mix))
+
     @property
     def fill_id(self) -> int:
         """The id that stands where the history is missing."""
@@ -200,12 +208,12 @@ class AddressSpec:
         """The longest n-gram: a token's window."""
         return self.orders[-1]
 
-    @property
+    @cached_property
     def heads(self) -> tuple[int, ...]:
         """Heads per order."""
         return tuple(len(heads) for heads in self.layers[0].moduli)
 
-    @property
+    @cached_property
     def n_columns(self) -> int:
         """Rows read per token and layer: one per order and head."""
         return sum(self.heads)
@@ -231,12 +239,12 @@ class AddressSpec:
         """Bits that hold any id."""
         return max(1, (self.canonical_size - 1).bit_length())
 
-    @property
+    @cached_property
     def key_words(self) -> int:
         """64-bit words of a key."""
         return 1 if self.key_form is KeyForm.MIX else -(-self.max_order * self.id_bits // 64)
 
-    @property
+    @cached_property
     def key_dtype(self) -> np.dtype[Any]:
         """uint64, or a record of as many words as a key needs: `word0` is the least significant."""
         import numpy as np
