@@ -309,7 +309,7 @@ def test_a_million_tokens_by_uneven_chunks_equal_the_kernels(tmp_path: Path) -> 
 
 
 @given(data=st.data())
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 def test_any_spec_equals_the_kernels(data: st.DataObject) -> None:
     given_specs = data.draw(st.lists(specs(), min_size=3, max_size=3))
     with tempfile.TemporaryDirectory() as folder:

@@ -33,7 +33,7 @@ def closed_documents(v4_vocabulary: Vocabulary) -> np.ndarray[Any, np.dtype[np.i
     """Sources of the standard library as DeepSeek's tokens, each file closed by Qwen's end of sequence."""
     stdlib = Path(sysconfig.get_path("stdlib"))
     folders = [stdlib / name for name in ("asyncio", "email", "json", "unittest", "xml", "concurrent", "importlib")]
-    corpus = find_documents([*folders, *sorted(stdlib.glob("[a-p]*.py"))], glob="*.py", decode_errors="replace")
+    corpus = find_documents([*folders, *sorted(stdlib.glob("[a-n]*.py"))], glob="*.py", decode_errors="replace")
     stream = tokenize_documents(v4_vocabulary.tokenizer(), corpus.documents())
     return np.insert(stream.ids.astype(np.int64), stream.document_starts[1:], END_OF_SEQUENCE)
 

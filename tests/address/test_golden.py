@@ -172,7 +172,7 @@ def test_over_random_specs_a_port_without_a_change_is_the_reference(data: st.Dat
 
 
 @given(data=st.data())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_over_random_specs_a_file_is_read_as_written(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
