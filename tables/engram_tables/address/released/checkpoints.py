@@ -71,13 +71,13 @@ def _spec_from_preset(path: Path, tables: FoundTables, vocabulary: Vocabulary | 
             if eos is not None and eos not in spec.history.boundary_ids:
                 raise SpecMismatch(
                     f"{path}: its arrays are those of the preset {name}, whose history ends at "
-                    f"{spec.history.boundary_ids}, --eos says {eos}; give the model's --config"
+                    f"{spec.history.boundary_ids}, --eos says {eos}; lay the model's config.json beside them"
                 )
             return replace(spec, provenance=f"preset {name}, whose constants {path.name} holds")
     compared = f"the preset {' or '.join(tables.presets)}" if tables.presets else "any preset"
     raise InvalidInput(
         f"{path}: found tables of {tables.family} and no {CONFIG_NAME} beside them, and they are not known to be those "
-        f"of {compared}; give the model's --config"
+        f"of {compared}; lay the model's config.json beside them"
     )
 
 

@@ -37,7 +37,7 @@ _QWEN_SEED, _QWEN_DIVISOR = 1234, 128
 _ENCODINGS = {"e4m3_e8m0_32_row264": (256, 264), "lloyd4_e5m3_32_r136": (256, 136), "q4_k_row144": (256, 144)}
 # No converter is known to pad rows to a larger multiple.
 _MOST_PADDING_ROWS = 4096
-_GIVE_CONFIG = "give the model's config.json"
+_GIVE_CONFIG = "name the model's config.json instead"
 
 # Every name that a value has in some converter's output: ds4, llama.cpp and its forks.
 _LAYERS = ("layer_ids", "layers")
