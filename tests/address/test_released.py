@@ -183,7 +183,7 @@ def test_longcat(preset: str, template: str, config: dict[str, Any], tmp_path: P
 def test_gemma(tmp_path: Path) -> None:
     name = "model.language_model.embed_tokens_per_layer.weight"
     path = write_safetensors(tmp_path / "model.safetensors", {name: ("BF16", (262_144, 7680))})
-    with pytest.raises(InvalidInput, match=r"tables of Gemma and no config\.json.*any preset.*config\.json beside them"):
+    with pytest.raises(InvalidInput, match=r"tables of Gemma.*any preset.*config\.json beside them"):
         spec_from_checkpoint(path)
     config = {"vocab_size": 262_400, "vocab_size_per_layer_input": 262_144, "hidden_size_per_layer_input": 256}
     write_json(tmp_path / "config.json", config | {"num_hidden_layers": 30})
@@ -254,7 +254,7 @@ def test_checkpoints_without_a_table_or_with_two(tmp_path: Path) -> None:
 def test_tensors_of_no_preset_ask_for_the_config(tmp_path: Path) -> None:
     for changes in (changed_array("layer_multipliers", 0), changed_array("vocab_sizes", 3)):
         path = write_safetensors(tmp_path / "x.safetensors", qwen_arrays() | changes)
-        with pytest.raises(InvalidInput, match=r"of the preset qwen3\.8-flash-next; lay the model's config\.json beside them"):
+        with pytest.raises(InvalidInput, match=r"flash-next; lay the model's config\.json beside them"):
             spec_from_checkpoint(path)
     shard = {"layers.1.ple.ngram_embedding.shard_0.weight": ("BF16", (2_500_012, 160))}
     with pytest.raises(InvalidInput, match=r"config\.json beside them"):
