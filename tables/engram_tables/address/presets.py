@@ -76,7 +76,7 @@ PRESETS: dict[str, Recipe] = {
         _paper_recipe("engram-40b", 7_239_680),
         DeepSeekRecipe(
             name="engram-peft",
-            provenance="defaults of engram-peft 1.2.7, its lag and multiplier order included",
+            provenance="defaults of engram-peft 1.2.7, lag and multiplier order included; padding token 2",
             canonical_size=None,
             orders=(2, 3),
             heads=8,
