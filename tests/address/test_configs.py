@@ -78,6 +78,14 @@ def test_a_directory_without_tensors_is_its_config(tmp_path: Path) -> None:
         spec_from_model(tmp_path)
 
 
+def test_keys_in_both_places_must_agree_where_they_are_read(tmp_path: Path) -> None:
+    both = QWEN | {"model_type": "qwen4_exp", "num_hidden_layers": 1, "text_config": QWEN}
+    spec = spec_from_config(_write(tmp_path / "config.json", both))
+    assert spec.fingerprint == load_spec("qwen3.8-flash-next").fingerprint
+    with pytest.raises(SpecMismatch, match=r"eos_token_id is 5 at the top and 248044 in text_config"):
+        spec_from_config(_write(tmp_path / "config.json", both | {"eos_token_id": 5}))
+
+
 def test_code_defaults_stand_where_a_config_is_silent(tmp_path: Path) -> None:
     silent = {key: QWEN[key] for key in ("ple_layer_ids", "eos_token_id", "vocab_size", "hidden_size")}
     spec = spec_from_config(_write(tmp_path / "config.json", silent))

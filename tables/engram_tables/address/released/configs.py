@@ -34,12 +34,14 @@ class _Asked(NamedTuple):
 
 
 class _Section:
-    """The part of a config that holds a family's keys."""
+    """The part of a config that holds a family's keys, and which of them were asked for."""
 
     def __init__(self, values: Mapping[str, Any], where: str) -> None:
         self.values, self.where = values, where
+        self.asked = {"eos_token_id", "special_token_scope", "engine", "table_spec"}
 
     def __contains__(self, key: str) -> bool:
+        self.asked.add(key)
         return self.values.get(key) is not None
 
     def _find(self, keys: tuple[str, ...], expected: str) -> tuple[str, Any]:
@@ -142,9 +144,12 @@ def spec_from_config(config: Path, *, vocabulary: Vocabulary | None = None, eos:
         (family, values) for family in _FAMILIES for values in sections if any(key in values for key in family.keys)
     ]
     if found:
-        family, values = _only_one(found, str(config))
-        section = _Section(values, str(config))
-        spec = family.read(section, data, _Asked(vocabulary, eos)).resolve(vocabulary=vocabulary)
+        family, *holders = _only_one(found, str(config))
+        section = _Section(holders[0], str(config))
+        recipe = family.read(section, data, _Asked(vocabulary, eos))
+        for other in holders[1:]:
+            _check_other_section(section, other)
+        spec = recipe.resolve(vocabulary=vocabulary)
         _check_stated_rows(section, spec)
         return spec
     known = "; ".join(f"{family.name} ({', '.join(family.keys)})" for family in _FAMILIES)
@@ -157,21 +162,23 @@ def spec_from_config(config: Path, *, vocabulary: Vocabulary | None = None, eos:
 
 def _only_one(
     found: Sequence[tuple[_FamilyReader, Mapping[str, Any]]], where: str
-) -> tuple[_FamilyReader, Mapping[str, Any]]:
-    """The family and section that a config's keys name; SpecMismatch where they name two."""
+) -> tuple[_FamilyReader, *tuple[Mapping[str, Any], ...]]:
+    """The family that a config's keys name, and the sections that hold them; SpecMismatch where they name two."""
     stated = [entry for entry in found if any(entry[1].get(key) is not None for key in entry[0].keys)] or found
     names = list(dict.fromkeys(family.name for family, _ in stated))
     if len(names) > 1:
         raise SpecMismatch(f"{where}: it holds keys of {' and of '.join(names)}, expected those of one family")
-    if len(stated) > 1:
-        (_, outer), (_, inner) = stated
-        differing = [key for key in outer if key in inner and outer[key] != inner[key]]
-        if differing:
+    return (stated[0][0], *(values for _, values in stated))
+
+
+def _check_other_section(section: _Section, inner: Mapping[str, Any]) -> None:
+    """What was read at the top must stand alike in `text_config`; keys that nothing asked for may differ."""
+    for key in sorted(section.asked & section.values.keys() & inner.keys()):
+        if section.values[key] != inner[key]:
             raise SpecMismatch(
-                f"{where}: {differing[0]} is {outer[differing[0]]!r} at the top and {inner[differing[0]]!r} in "
-                "text_config, expected one value; one of them was changed"
+                f"{section.where}: {key} is {section.values[key]!r} at the top and {inner[key]!r} in text_config, "
+                "expected one value; one of them was changed"
             )
-    return stated[0]
 
 
 def _check_stated_rows(section: _Section, spec: AddressSpec) -> None:

@@ -66,7 +66,7 @@ def _difference(spec: AddressSpec, finding: Finding) -> str | None:
     if finding.fact is Fact.ROWS_AT_LEAST and finding.values <= expected:
         return None
     found, other = _shown(finding.values, expected)
-    return f"{finding.where}: found {finding.fact} {found}, the rest of {spec.provenance} says {other}"
+    return f"{finding.where}: found {finding.fact} {found}, the recipe of {spec.provenance} says {other}"
 
 
 def _layer(spec: AddressSpec, layer_id: int | None) -> LayerAddressing | None:
