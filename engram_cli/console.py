@@ -59,8 +59,10 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             _stop(error, Exit.MACHINE_CANNOT if error.errno in _NO_SPACE else Exit.INPUT_UNUSABLE)
         except MemoryError as error:
             _stop(error, Exit.MACHINE_CANNOT)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             print("interrupted: temporary files are removed", file=sys.stderr)
+            for note in getattr(error, "__notes__", ()):
+                print(f"  {note}", file=sys.stderr)
             raise typer.Exit(Exit.INTERRUPTED) from None
         finally:
             _to_stdout(None)

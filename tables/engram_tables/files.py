@@ -17,6 +17,7 @@ from engram_tables.errors import BackendUnavailable, InvalidInput
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
+_NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV)
 
 
 @contextmanager
@@ -73,6 +74,17 @@ def new_directory(path: Path, *, force: bool = False) -> Iterator[Path]:
     finally:
         # After an exchange the temporary name holds the old directory.
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def give_second_name(source: Path, target: Path) -> None:
+    """Name a file a second time, so that it is still under the first if this run is killed; where a filesystem
+    knows no second names, it moves."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        source.replace(target)
 
 
 def refuse_existing(path: Path, *, force: bool) -> None:

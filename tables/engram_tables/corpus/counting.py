@@ -1,11 +1,14 @@
 """Exact counts of the n-grams of a stream of canonical ids, in memory, several orders at once.
 
-Owns the counting and its result. Knows no text, no vocabulary and no file.
+Owns the counting of what fits in memory, and its result. Knows no text, no vocabulary and no file.
 
 Every position gives one key: its window, oldest token first. Keys are scattered into partitions by leading token,
-each partition is sorted, and one order after the other is read off the sorted keys, since an n-gram is a prefix of
-the window that starts with it. A partition stays inside an aligned block of leading tokens whose common high bits
-need not be stored, so that 64 bits name a longer window exactly.
+each partition is sorted and its equal keys become one with a count, and one order after the other is read off these,
+since an n-gram is a prefix of the window that starts with it. A partition stays inside an aligned block of leading
+tokens whose common high bits need not be stored, so that 64 bits name a longer window exactly.
+
+Where the token that follows is counted too, or the windows that begin before a document, an order is no prefix of
+another one, and each is sorted by itself.
 """
 
 from __future__ import annotations
@@ -13,24 +16,27 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import NamedTuple, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from engram_tables.corpus import kernels
+from engram_tables.corpus import kernels, wide_kernels
+from engram_tables.corpus.windows import MAX_CANONICAL_SIZE, MAX_ORDER, WindowForm
 from engram_tables.errors import CapacityError, InvalidInput
+from engram_tables.memory import anonymous_bytes
 from engram_tables.threads import resolve_threads, run_slices
 from engram_tables.units import ProgressHook
 
-MAX_ORDER = 5
-MAX_CANONICAL_SIZE = 2**20
 PARTITION_KEYS = 65_536
 """Keys a partition aims at: 512 KiB, which sorts inside a core's own cache."""
 CHUNK_TOKENS = 1 << 22
 """Tokens a thread takes through a pass before it looks whether it should stop."""
+STRETCH = 16_384
+"""Windows that go through all orders before the next ones, while they stay in the cache."""
+NO_NEXT = -1
+"""Stands for the following token where the document ends."""
 
 U32 = npt.NDArray[np.uint32]
 U64 = npt.NDArray[np.uint64]
@@ -51,26 +57,40 @@ class NgramCounts:
         ascend, compared from the oldest token to the newest.
     counts
         uint64 (n_distinct,), each at least 1.
+    next_tokens
+        int64 (n_distinct,), where the following token was counted: its raw id, or NO_NEXT (-1) where the document
+        ends. One n-gram then fills a row for each of its followers, in ascending order with the end last.
     """
 
     order: int
     columns: U32
     counts: U64
+    next_tokens: I64 | None = None
 
     @property
     def ngrams(self) -> U32:
-        """uint32 (n_distinct, order): a view of `columns`, one n-gram a row, oldest token first."""
+        """uint32 (n_rows, order): a view of `columns`, one n-gram a row, oldest token first."""
         return self.columns.T
 
     @property
     def n_distinct(self) -> int:
-        """Number of distinct n-grams."""
+        """Number of rows: distinct n-grams, or distinct pairs of n-gram and following token."""
         return len(self.counts)
 
     @property
     def n_total(self) -> int:
         """Number of n-grams, each occurrence counted."""
         return int(self.counts.sum())
+
+    def rows(self, start: int, stop: int) -> NgramCounts:
+        """Rows [start, stop), as views."""
+        following = None if self.next_tokens is None else self.next_tokens[start:stop]
+        return NgramCounts(
+            order=self.order,
+            columns=self.columns[:, start:stop],
+            counts=self.counts[start:stop],
+            next_tokens=following,
+        )
 
     def top(self, k: int) -> I64:
         """Positions of the `k` largest counts, largest first; equal counts in the order of their n-grams."""
@@ -93,24 +113,32 @@ def _largest(candidates: I64, counts: U64, k: int) -> I64:
 
 
 class Workspace:
-    """A buffer that counting reuses, for callers that count again and again: fresh memory is slow to touch first."""
+    """Buffers that counting reuses, for callers that count again and again: fresh memory is slow to touch first.
+
+    Results lie in it too. They hold until the next call that is given the same workspace.
+    """
 
     def __init__(self) -> None:
-        self._keys = np.empty(0, dtype=np.uint64)
+        self._memory: dict[str, npt.NDArray[np.uint8]] = {}
 
-    def keys(self, n_keys: int) -> U64:
-        """uint64 (n_keys,), undefined content; the same memory as in the call before if it is large enough."""
-        if len(self._keys) < n_keys:
-            self._keys = np.empty(0, dtype=np.uint64)
-            self._keys = _aligned(n_keys)
-        return self._keys[:n_keys]
+    def words(self, name: str, n_words: int) -> U64:
+        """uint64 (n_words,), undefined content, 64-byte aligned; the memory of the call before if it is enough."""
+        return self._bytes(name, 8 * n_words).view(np.uint64)
+
+    def ids(self, name: str, n_ids: int) -> U32:
+        """uint32 (n_ids,), as `words`."""
+        return self._bytes(name, 4 * n_ids).view(np.uint32)
+
+    def _bytes(self, name: str, n_bytes: int) -> npt.NDArray[np.uint8]:
+        held = self._memory.get(name)
+        if held is None or len(held) < n_bytes:
+            self._memory.pop(name, None)
+            del held
+            held = self._memory[name] = anonymous_bytes(n_bytes, huge_pages=n_bytes >= _HUGE_BYTES)
+        return held[:n_bytes]
 
 
-def _aligned(n_words: int) -> U64:
-    """uint64 (n_words,), undefined content, on a 64-byte boundary."""
-    memory = np.empty(n_words + kernels.LINE_KEYS, dtype=np.uint64)
-    offset = -memory.ctypes.data % 64 // 8
-    return memory[offset : offset + n_words]
+_HUGE_BYTES = 1 << 23
 
 
 def check_orders(orders: Sequence[int], canonical_size: int) -> tuple[int, ...]:
@@ -119,27 +147,87 @@ def check_orders(orders: Sequence[int], canonical_size: int) -> tuple[int, ...]:
     Raises
     ------
     InvalidInput
-        No order, a repeated one, or one below 1.
+        No order, a repeated one, or one that is not from 1 to 5.
     CapacityError
-        The vocabulary has more than 2^20 ids, an order is above 5, or the window does not fit a key.
+        The vocabulary has more than 2^20 ids.
     """
     found = tuple(sorted(orders))
-    if not found or found[0] < 1 or len(set(found)) != len(found):
+    if not found or found[0] < 1 or found[-1] > MAX_ORDER or len(set(found)) != len(found):
         raise InvalidInput(f"orders: found {list(orders)}, expected distinct numbers from 1 to {MAX_ORDER}")
     if not 1 <= canonical_size <= MAX_CANONICAL_SIZE:
         raise CapacityError(
             f"canonical size {canonical_size:,}: exact counting takes 1 to {MAX_CANONICAL_SIZE:,} ids; "
             "use a vocabulary whose rule folds or renumbers its tokens"
         )
-    key_bits = (found[-1] - 1) * canonical_size.bit_length()
-    if found[-1] > MAX_ORDER or key_bits >= 64:
-        largest = min(MAX_ORDER, 63 // canonical_size.bit_length() + 1)
-        raise CapacityError(
-            f"order {found[-1]} over {canonical_size:,} canonical ids: {found[-1] - 1} tokens of "
-            f"{canonical_size.bit_length()} bits after the first make {key_bits} bits, and a key holds 63; "
-            f"count orders up to {largest}"
-        )
     return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sequences:
+    """Canonical ids of several sequences, one after the other, whose windows are to be counted.
+
+    Attributes
+    ----------
+    ids
+        uint32 (n_tokens,).
+    starts
+        int64 (n_sequences + 1,): where each begins in `ids`, then n_tokens; equal neighbours make an empty one.
+    n_windows
+        Windows begin at positions below this; what follows is only looked at.
+    following
+        uint32 (n_tokens,): raw ids, where the token after a window is counted with it.
+    """
+
+    ids: U32
+    starts: I64
+    n_windows: int
+    following: U32 | None = None
+
+
+class Strand(NamedTuple):
+    """One kind of window, and the orders that are read off it."""
+
+    form: WindowForm
+    orders: tuple[int, ...]
+
+
+def strands(orders: Sequence[int], *, canonical_size: int, next_size: int = 0, is_padded: bool = False) -> list[Strand]:
+    """What has to be sorted for `orders`: one window for all, unless each needs one of its own.
+
+    Order 1 without followers is no strand: a histogram gives it.
+    """
+    longer = tuple(order for order in orders if order > 1 or next_size)
+    if not longer:
+        return []
+    if not next_size and not is_padded:
+        return [Strand(WindowForm(order=longer[-1], canonical_size=canonical_size), longer)]
+    return [
+        Strand(WindowForm(order=order, canonical_size=canonical_size, next_size=next_size), (order,))
+        for order in longer
+    ]
+
+
+def pad_sequences(sequences: Sequences, *, order: int, pad_id: int, is_start: npt.NDArray[np.bool_]) -> Sequences:
+    """`order` - 1 times `pad_id` before each sequence that begins a document, so that each token ends a window.
+
+    Parameters
+    ----------
+    is_start
+        bool (n_sequences,): false where a sequence goes on from one before.
+    """
+    n_before = order - 1
+    at = sequences.starts[:-1][is_start & (np.diff(sequences.starts) > 0)]
+    if not n_before or not len(at):
+        return sequences
+    place = np.repeat(at, n_before)
+    starts = sequences.starts + n_before * np.searchsorted(at, sequences.starts, side="left")
+    following = sequences.following
+    return Sequences(
+        ids=np.insert(sequences.ids, place, np.uint32(pad_id)),
+        starts=starts,
+        n_windows=int(sequences.n_windows + n_before * np.searchsorted(at, sequences.n_windows, side="left")),
+        following=None if following is None else np.insert(following, place, np.uint32(0)),
+    )
 
 
 def count_ngrams(
@@ -148,6 +236,9 @@ def count_ngrams(
     *,
     orders: Sequence[int],
     canonical_size: int,
+    next_ids: npt.ArrayLike | None = None,
+    next_size: int = 0,
+    pad_id: int | None = None,
     threads: int | None = None,
     progress: ProgressHook | None = None,
     workspace: Workspace | None = None,
@@ -162,19 +253,25 @@ def count_ngrams(
         int64 (n_documents + 1,): where each document starts in `ids`, then n_tokens; equal neighbours make an empty
         document.
     orders
-        The n to count, any subset of 1 to 5 whose window fits a key (see `check_orders`).
+        The n to count, any subset of 1 to 5.
     canonical_size
-        Bound of the ids.
+        Bound of the ids, at most 2^20.
+    next_ids, next_size
+        uint32 (n_tokens,): raw ids and their bound, if n-grams are to be counted by the token that follows.
+    pad_id
+        Canonical id that stands before a document's first token, if windows that reach there are counted; they are
+        not by default.
     threads
         Worker threads; never changes the result.
     progress
-        Called with tokens; each of the three passes moves it by a third.
+        Called with tokens; a pass over them moves it by its share.
     workspace
-        Reused between calls if given; the results never lie in it.
+        Reused between calls if given; then the results lie in it until the next call.
 
     Returns
     -------
-    `NgramCounts` by order. Memory: 8 bytes a token while counting, and (4 x order + 8) bytes a distinct n-gram.
+    `NgramCounts` by order. Memory: 12 bytes a token while counting (20 where all orders together need more than
+    64 bits a window), and (4 x order + 8) bytes a distinct n-gram.
 
     Raises
     ------
@@ -187,16 +284,23 @@ def count_ngrams(
     stream = np.ascontiguousarray(ids, dtype=np.uint32)
     starts = np.ascontiguousarray(document_starts, dtype=np.int64)
     _check_stream(stream, starts, canonical_size)
-    job = _Job(
-        ids=stream,
-        document_starts=starts,
-        order=wanted[-1],
-        token_bits=canonical_size.bit_length(),
-        canonical_size=canonical_size,
-        threads=resolve_threads(threads),
-        ticks=_Ticks(progress, len(stream)),
-    )
-    return job.count(wanted, workspace or Workspace())
+    following = None if next_ids is None else _check_following(next_ids, stream, next_size)
+    given = Sequences(ids=stream, starts=starts, n_windows=len(stream), following=following)
+    wound = strands(wanted, canonical_size=canonical_size, next_size=next_size, is_padded=pad_id is not None)
+    n_workers = resolve_threads(threads)
+    memory = workspace or Workspace()
+    ticks = _Ticks(progress, len(stream), n_passes=_Ticks.PASSES * max(len(wound), 1))
+    found = {}
+    if wanted[0] == 1 and following is None:
+        found[1] = single_tokens(count_tokens(given, canonical_size, threads=n_workers))
+    for strand in wound:
+        sequences = given
+        if pad_id is not None:
+            every = np.ones(len(starts) - 1, dtype=bool)
+            sequences = pad_sequences(given, order=strand.form.order, pad_id=pad_id, is_start=every)
+        windows = sort_windows(sequences, strand.form, threads=n_workers, workspace=memory, ticks=ticks)
+        found |= windows.unpack(strand.orders, threads=n_workers, workspace=memory, ticks=ticks)
+    return found
 
 
 class _Partitions(NamedTuple):
@@ -209,172 +313,283 @@ class _Partitions(NamedTuple):
     of_token: U32
 
 
-class _Stretch:
-    """Scratch of one thread while it unpacks a stretch of PARTITION_KEYS sorted keys."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SortedWindows:
+    """The distinct windows of some sequences, sorted, with their counts.
 
-    def __init__(self) -> None:
-        self.windows = np.empty(PARTITION_KEYS + 1, dtype=np.uint64)
-        self.ends = np.empty(PARTITION_KEYS + 1, dtype=np.int64)
-        self.block = np.empty((2, kernels.BLOCK_KEYS + 1), dtype=np.uint64)
+    Attributes
+    ----------
+    keys
+        uint64 (n_keys * form.n_words,): partition p has its `n_windows[p]` distinct keys from `key_starts[p]` on.
+    counts
+        uint32 (n_keys,), as `keys`.
+    leading
+        int64 (n_partitions,): bits of the leading token that a partition's keys do not hold.
+    """
 
+    form: WindowForm
+    keys: U64
+    counts: U32
+    key_starts: I64
+    n_windows: I64
+    leading: I64
 
-@dataclass(frozen=True, kw_only=True)
-class _Job:
-    """One call of `count_ngrams`, validated."""
+    def part(self, partition: int) -> tuple[U64, U32]:
+        """Keys (with all their words, as the kernels take them) and counts of one partition."""
+        start = int(self.key_starts[partition])
+        stop = start + int(self.n_windows[partition])
+        return _shaped(self.keys, self.form, start, stop), self.counts[start:stop]
 
-    ids: U32
-    document_starts: I64
-    order: int
-    token_bits: int
-    canonical_size: int
-    threads: int
-    ticks: _Ticks
-
-    @cached_property
-    def slices(self) -> list[tuple[int, int]]:
-        """One near-equal range of positions a thread."""
-        bounds = [len(self.ids) * k // self.threads for k in range(self.threads + 1)]
-        return list(itertools.pairwise(bounds))
-
-    def count(self, orders: tuple[int, ...], workspace: Workspace) -> dict[int, NgramCounts]:
-        histograms = self.histograms()
-        found = {1: _single_tokens(histograms.sum(axis=0))} if orders[0] == 1 else {}
-        longer = [order for order in orders if order > 1]
-        if longer and not len(self.ids):
-            found |= {order: _no_ngrams(order) for order in longer}
-        elif longer:
-            partitions = self.partition(histograms.sum(axis=0))
-            keys = workspace.keys(len(self.ids))
-            self.scatter(histograms, partitions, keys)
-            rows = self.sort(partitions, keys, longer)
-            found |= self.emit(partitions, keys, longer, rows)
-        return found
-
-    def histograms(self) -> I64:
-        """int64 (threads, canonical_size): occurrences of each id in each thread's slice."""
-        histograms = np.zeros((len(self.slices), self.canonical_size), dtype=np.int64)
-
-        def add(item: tuple[int, tuple[int, int]]) -> None:
-            worker, (start, stop) = item
-            for first in range(start, stop, CHUNK_TOKENS):
-                kernels.add_histogram(self.ids[first : min(first + CHUNK_TOKENS, stop)], histograms[worker])
-
-        _run_all(add, enumerate(self.slices), threads=self.threads)
-        return histograms
-
-    def partition(self, occurrences: I64) -> _Partitions:
-        """Cut the leading tokens into ranges of about PARTITION_KEYS keys, inside aligned blocks."""
-        free_bits = min(64 - (self.order - 1) * self.token_bits, self.token_bits)
-        tokens = np.flatnonzero(occurrences)
-        ends = np.cumsum(occurrences[tokens])
-        key_starts = np.concatenate([[0], ends])
-        # A new partition begins where the keys before pass a multiple of PARTITION_KEYS or a block begins.
-        passed, block = key_starts[:-1] // PARTITION_KEYS, tokens >> free_bits
-        begins = np.ones(len(tokens), dtype=bool)
-        begins[1:] = (passed[1:] != passed[:-1]) | (block[1:] != block[:-1])
-        of_token = np.zeros(self.canonical_size, dtype=np.uint32)
-        of_token[tokens] = np.cumsum(begins) - 1
-        return _Partitions(
-            key_starts=np.append(key_starts[:-1][begins], len(self.ids)),
-            leading=block[begins] << free_bits,
-            first_token=tokens[begins],
-            of_token=of_token,
-        )
-
-    def scatter(self, histograms: I64, partitions: _Partitions, keys: U64) -> None:
-        """Write every position's key into its partition; each thread has its own part of each partition."""
-        per_thread = np.add.reduceat(histograms, partitions.first_token, axis=1)
-        first_place = (np.cumsum(per_thread, axis=0) - per_thread + partitions.key_starts[:-1]).astype(np.uint64)
-
-        def fill(item: tuple[int, tuple[int, int]]) -> None:
-            worker, (start, stop) = item
-            first, cursors = first_place[worker], first_place[worker].copy()
-            lines = _aligned(len(first) * kernels.LINE_KEYS)
-            for begin in range(start, stop, CHUNK_TOKENS):
-                end = min(begin + CHUNK_TOKENS, stop)
-                kernels.scatter_keys(
-                    self.ids, self.document_starts, begin, end, self.order, self.token_bits,
-                    partitions.of_token, first, cursors, lines, keys,
-                )  # fmt: skip
-                self.ticks.add(end - begin)
-            kernels.flush_keys(first, cursors, lines, keys)
-
-        _run_all(fill, enumerate(self.slices), threads=self.threads)
-
-    def sort(self, partitions: _Partitions, keys: U64, orders: list[int]) -> I64:
-        """Sort each partition; int64 (n_partitions + 1, n_orders): the row at which its n-grams of an order begin."""
-        rows = np.zeros((len(partitions.leading) + 1, len(orders)), dtype=np.int64)
-        wanted = np.array(orders, dtype=np.int64)
-
-        def sort_one(partition: int) -> None:
-            mine = keys[partitions.key_starts[partition] : partitions.key_starts[partition + 1]]
-            mine.sort()
-            kernels.count_distinct(mine, self.order, self.token_bits, wanted, rows[partition + 1])
-            self.ticks.add(len(mine))
-
-        _run_all(sort_one, _largest_first(partitions), threads=self.threads)
-        return np.cumsum(rows, axis=0)
-
-    def emit(self, partitions: _Partitions, keys: U64, orders: list[int], rows: I64) -> dict[int, NgramCounts]:
+    def unpack(
+        self, orders: tuple[int, ...], *, threads: int, workspace: Workspace, ticks: _Ticks
+    ) -> dict[int, NgramCounts]:
         """Allocate the results exactly and unpack every partition into its rows."""
-        found = {
-            n: NgramCounts(
-                order=n,
-                columns=np.empty((n, rows[-1, column]), dtype=np.uint32),
-                counts=np.empty(rows[-1, column], dtype=np.uint64),
-            )
-            for column, n in enumerate(orders)
-        }
-        scratch = threading.local()
+        form, by_size = self.form, np.argsort(-self.n_windows, kind="stable").tolist()
+        rows = np.zeros((len(self.leading) + 1, len(orders)), dtype=np.int64)
 
-        def emit_one(partition: int) -> None:
-            if not hasattr(scratch, "stretch"):
-                scratch.stretch = _Stretch()
-            mine = keys[partitions.key_starts[partition] : partitions.key_starts[partition + 1]]
-            results = [(found[n], int(row)) for n, row in zip(orders, rows[partition], strict=True)]
-            self.emit_partition(mine, int(partitions.leading[partition]), results, scratch.stretch)
-            self.ticks.add(len(mine))
+        def count_one(partition: int) -> None:
+            for column, n in enumerate(orders):
+                rows[partition + 1, column] = _kernels(form).count_rows(
+                    self.part(partition)[0], form.shift(n), form.token_bits, form.next_bits
+                )
 
-        _run_all(emit_one, _largest_first(partitions), threads=self.threads)
-        return found
+        run_all(count_one, by_size, threads=threads)
+        rows = np.cumsum(rows, axis=0)
+        found = {n: _result(form, n, int(rows[-1, column]), workspace) for column, n in enumerate(orders)}
+        unpackers = threading.local()
 
-    def emit_partition(
-        self, keys: U64, leading: int, results: list[tuple[NgramCounts, int]], stretch: _Stretch
+        def unpack_one(partition: int) -> None:
+            if not hasattr(unpackers, "mine"):
+                unpackers.mine = Unpacker(form, orders, {n: RowSink(*found[n]) for n in orders})
+            for column, n in enumerate(orders):
+                unpackers.mine.sinks[n].row = int(rows[partition, column])
+            unpackers.mine.add(*self.part(partition), leading=int(self.leading[partition]))
+            unpackers.mine.close()
+            ticks.add(int(self.key_starts[partition + 1] - self.key_starts[partition]))
+
+        run_all(unpack_one, by_size, threads=threads)
+        return {n: named_columns(n, columns, totals, form.next_size) for n, (columns, totals) in found.items()}
+
+
+def _shaped(keys: U64, form: WindowForm, start: int, stop: int) -> U64:
+    """Keys [start, stop): uint64 (n,), or (n, 2) where a key takes two words."""
+    part = keys[start * form.n_words : stop * form.n_words]
+    return part if form.n_words == 1 else part.reshape(-1, 2)
+
+
+def _kernels(form: WindowForm) -> Any:
+    return kernels if form.n_words == 1 else wide_kernels
+
+
+@dataclass(slots=True)
+class RowSink:
+    """Where the rows of one order go: `columns` uint32 (n_columns, capacity), `totals` uint64 (capacity,)."""
+
+    columns: U32
+    totals: U64
+    row: int = 0
+    dropped: I64 = field(default_factory=lambda: np.zeros(2, dtype=np.int64))
+    """int64 (2,): n-grams, and their occurrences, that were rarer than the least count."""
+
+
+class Unpacker:
+    """Reads the orders off sorted distinct windows that come in any number of stretches, longest order first: what
+    is left of a window for a shorter order is what is left of the order before."""
+
+    def __init__(
+        self, form: WindowForm, orders: Sequence[int], sinks: dict[int, RowSink], *, min_count: int = 1
     ) -> None:
-        """Unpack one partition's sorted keys into each result, from the row beside it on."""
-        rows = [row for _, row in results]
-        run_starts = [0] * len(results)
-        for start in range(0, len(keys), PARTITION_KEYS):
-            stop = min(start + PARTITION_KEYS, len(keys))
-            n_windows = int(kernels.compact_windows(keys, start, stop, stretch.windows, stretch.ends))
-            for which, (result, _) in enumerate(results):
-                row, run_start = kernels.emit_runs(
-                    stretch.windows, stretch.ends, n_windows, stop == len(keys), run_starts[which], leading,
-                    self.order, result.order, self.token_bits, result.columns, result.counts, rows[which],
-                    stretch.block,
+        self.sinks = sinks
+        self._form = form
+        self._orders = sorted(orders, reverse=True)
+        self._min_count = min_count
+        self._open = {n: np.zeros(2 + form.n_words, dtype=np.uint64) for n in self._orders}
+        shape = (STRETCH + 1,) if form.n_words == 1 else (STRETCH + 1, 2)
+        self._keys = {n: np.empty(shape, dtype=np.uint64) for n in self._orders}
+        self._totals = {n: np.empty(STRETCH + 1, dtype=np.uint64) for n in self._orders}
+        self._block = np.empty((2, kernels.BLOCK_KEYS + 1), dtype=np.uint64)
+        self._leading = 0
+
+    def add(self, windows: U64, counts: npt.NDArray[np.unsignedinteger[Any]], *, leading: int) -> None:
+        """Take windows, each above all that were added since `close`, with the bits of `leading` that they share."""
+        self._leading = leading
+        for start in range(0, len(counts), STRETCH):
+            self._pass_down(0, windows[start : start + STRETCH], counts[start : start + STRETCH])
+
+    def close(self) -> None:
+        """End the runs that further windows might have gone on with."""
+        for level, n in enumerate(self._orders):
+            run = self._open[n]
+            if run[-1]:
+                keys = run[:1] if self._form.n_words == 1 else run[None, :2]
+                run[-1] = 0
+                self._write(n, keys.copy(), run[-2:-1].copy())
+                self._pass_down(level + 1, keys.copy(), run[-2:-1].copy())
+
+    def _pass_down(self, level: int, keys: U64, totals: npt.NDArray[np.unsignedinteger[Any]]) -> None:
+        """Shorten the runs of one order to those of the next ones; the orders below get what has ended."""
+        for at in range(level, len(self._orders)):
+            n = self._orders[at]
+            drop = (self._form.order if at == 0 else self._orders[at - 1]) - n
+            if drop:
+                n_runs = _kernels(self._form).shorten_runs(
+                    keys, totals, len(totals), drop * self._form.token_bits, self._open[n], self._keys[n],
+                    self._totals[n],
                 )  # fmt: skip
-                rows[which], run_starts[which] = int(row), int(run_start)
+                keys, totals = self._keys[n][:n_runs], self._totals[n][:n_runs]
+            self._write(n, keys, totals)
+
+    def _write(self, n: int, keys: U64, totals: npt.NDArray[np.unsignedinteger[Any]]) -> None:
+        form, sink = self._form, self.sinks[n]
+        if form.n_words == 1:
+            sink.row = kernels.unpack_rows(
+                keys, totals, len(totals), self._leading, n, form.token_bits, form.next_bits, self._min_count,
+                sink.columns, sink.totals, sink.row, sink.dropped, self._block,
+            )  # fmt: skip
+        else:
+            sink.row = wide_kernels.unpack_rows(
+                keys, totals, len(totals), n, form.token_bits, form.next_bits, self._min_count,
+                sink.columns, sink.totals, sink.row, sink.dropped,
+            )  # fmt: skip
 
 
-def _single_tokens(occurrences: I64) -> NgramCounts:
+def _result(form: WindowForm, n: int, n_rows: int, workspace: Workspace) -> tuple[U32, U64]:
+    n_columns = n + bool(form.next_size)
+    columns = workspace.ids(f"columns-{n}", n_columns * n_rows).reshape(n_columns, n_rows)
+    return columns, workspace.words(f"counts-{n}", n_rows)
+
+
+def named_columns(order: int, columns: U32, totals: U64, next_size: int) -> NgramCounts:
+    """Columns as `emit_rows` leaves them: with followers, the last one holds them and the sentinel for the end."""
+    if not next_size:
+        return NgramCounts(order=order, columns=columns, counts=totals)
+    following = columns[order].astype(np.int64)
+    following[following == 2 ** next_size.bit_length() - 1] = NO_NEXT
+    return NgramCounts(order=order, columns=columns[:order], counts=totals, next_tokens=following)
+
+
+def count_tokens(sequences: Sequences, canonical_size: int, *, threads: int) -> I64:
+    """int64 (canonical_size,): how often each id begins a window."""
+    return _histograms(sequences, canonical_size, threads).sum(axis=0)
+
+
+def single_tokens(occurrences: I64) -> NgramCounts:
+    """Order 1 from the occurrences of every id."""
     present = np.flatnonzero(occurrences)
     return NgramCounts(
         order=1, columns=present.astype(np.uint32)[None, :], counts=occurrences[present].astype(np.uint64)
     )
 
 
-def _no_ngrams(order: int) -> NgramCounts:
-    return NgramCounts(order=order, columns=np.empty((order, 0), dtype=np.uint32), counts=np.empty(0, dtype=np.uint64))
+def _histograms(sequences: Sequences, canonical_size: int, threads: int) -> I64:
+    """int64 (threads, canonical_size): occurrences of each id in each thread's slice."""
+    slices = _slices(sequences.n_windows, threads)
+    histograms = np.zeros((len(slices), canonical_size), dtype=np.int64)
+
+    def add(item: tuple[int, tuple[int, int]]) -> None:
+        worker, (start, stop) = item
+        for first in range(start, stop, CHUNK_TOKENS):
+            kernels.add_histogram(sequences.ids[first : min(first + CHUNK_TOKENS, stop)], histograms[worker])
+
+    run_all(add, enumerate(slices), threads=threads)
+    return histograms
 
 
-def _largest_first(partitions: _Partitions) -> list[int]:
-    """Partitions by falling size, so that the last ones to finish are short."""
-    n_keys = np.diff(partitions.key_starts)
-    order: list[int] = np.argsort(-n_keys, kind="stable").tolist()
-    return order
+def _slices(n_windows: int, threads: int) -> list[tuple[int, int]]:
+    """One near-equal range of positions a thread."""
+    return list(itertools.pairwise(n_windows * k // threads for k in range(threads + 1)))
 
 
-def _run_all(function: Callable[[_Item], None], items: Iterable[_Item], *, threads: int) -> None:
+def sort_windows(
+    sequences: Sequences, form: WindowForm, *, threads: int, workspace: Workspace, ticks: _Ticks | None = None
+) -> SortedWindows:
+    """The distinct windows of one form, sorted, with their counts; they lie in `workspace`."""
+    ticks = ticks or _Ticks(None, sequences.n_windows, n_passes=1)
+    histograms = _histograms(sequences, form.canonical_size, threads)
+    partitions = _partition(histograms.sum(axis=0), form)
+    keys = workspace.words("keys", sequences.n_windows * form.n_words)
+    counts = workspace.ids("window counts", sequences.n_windows)
+    _scatter(sequences, form, histograms, partitions, keys, ticks)
+    n_windows = np.zeros(len(partitions.leading), dtype=np.int64)
+    scratch = threading.local()
+
+    def sort_one(partition: int) -> None:
+        start, stop = partitions.key_starts[partition : partition + 2].tolist()
+        mine = _shaped(keys, form, start, stop)
+        if form.n_words == 1:
+            mine.sort()
+        else:
+            _sort_wide(mine, scratch)
+        n_windows[partition] = _kernels(form).compact_windows(mine, counts[start:stop])
+        ticks.add(stop - start)
+
+    run_all(sort_one, np.argsort(-np.diff(partitions.key_starts), kind="stable").tolist(), threads=threads)
+    return SortedWindows(
+        form=form,
+        keys=keys,
+        counts=counts,
+        key_starts=partitions.key_starts,
+        n_windows=n_windows,
+        leading=partitions.leading,
+    )
+
+
+def _sort_wide(keys: U64, scratch: threading.local) -> None:
+    if len(getattr(scratch, "spare", ())) < len(keys):
+        scratch.spare = np.empty((max(len(keys), PARTITION_KEYS), 2), dtype=np.uint64)
+        scratch.places = np.empty((wide_kernels.N_DIGITS, 1 << wide_kernels.DIGIT_BITS), dtype=np.int64)
+    wide_kernels.sort_keys(keys, scratch.spare, scratch.places)
+
+
+def _partition(occurrences: I64, form: WindowForm) -> _Partitions:
+    """Cut the leading tokens into ranges of about PARTITION_KEYS keys, inside aligned blocks."""
+    tokens = np.flatnonzero(occurrences)
+    ends = np.cumsum(occurrences[tokens])
+    key_starts = np.concatenate([[0], ends]).astype(np.int64)
+    # A new partition begins where the keys before pass a multiple of PARTITION_KEYS or a block begins.
+    passed, block = key_starts[:-1] // PARTITION_KEYS, tokens >> form.free_bits
+    begins = np.ones(len(tokens), dtype=bool)
+    begins[1:] = (passed[1:] != passed[:-1]) | (block[1:] != block[:-1])
+    of_token = np.zeros(form.canonical_size, dtype=np.uint32)
+    of_token[tokens] = np.cumsum(begins) - 1
+    return _Partitions(
+        key_starts=np.append(key_starts[:-1][begins], key_starts[-1]),
+        leading=block[begins] << form.free_bits,
+        first_token=tokens[begins],
+        of_token=of_token,
+    )
+
+
+def _scatter(
+    sequences: Sequences, form: WindowForm, histograms: I64, partitions: _Partitions, keys: U64, ticks: _Ticks
+) -> None:
+    """Write every position's key into its partition; each thread has its own part of each partition."""
+    if not len(partitions.leading):
+        return
+    per_thread = np.add.reduceat(histograms, partitions.first_token, axis=1)
+    first_place = (np.cumsum(per_thread, axis=0) - per_thread + partitions.key_starts[:-1]).astype(np.uint64)
+    following = sequences.ids if sequences.following is None else sequences.following
+
+    def fill(item: tuple[int, tuple[int, int]]) -> None:
+        worker, (start, stop) = item
+        first, cursors = first_place[worker], first_place[worker].copy()
+        lines = anonymous_bytes(8 * len(first) * kernels.LINE_KEYS, huge_pages=False).view(np.uint64)
+        for begin in range(start, stop, CHUNK_TOKENS):
+            end = min(begin + CHUNK_TOKENS, stop)
+            about = (sequences.ids, following, sequences.starts, begin, end, form.order, form.token_bits)
+            if form.n_words == 1:
+                kernels.scatter_keys(*about, form.next_bits, partitions.of_token, first, cursors, lines, keys)
+            else:
+                wide_kernels.scatter_keys(*about, form.next_bits, partitions.of_token, cursors, keys.reshape(-1, 2))
+            ticks.add(end - begin)
+        if form.n_words == 1:
+            kernels.flush_keys(first, cursors, lines, keys)
+
+    slices = _slices(sequences.n_windows, len(histograms))
+    run_all(fill, enumerate(slices), threads=len(histograms))
+
+
+def run_all(function: Callable[[_Item], None], items: Iterable[_Item], *, threads: int) -> None:
     """Call `function` on every item, threads taking the next one as they come free; an error or Ctrl-C stops all."""
     shared = iter(items)
     lock = threading.Lock()
@@ -400,13 +615,14 @@ def _run_all(function: Callable[[_Item], None], items: Iterable[_Item], *, threa
 
 
 class _Ticks:
-    """Progress over three passes, told as tokens."""
+    """Progress over several passes, told as tokens."""
 
     PASSES = 3
 
-    def __init__(self, hook: ProgressHook | None, n_tokens: int) -> None:
+    def __init__(self, hook: ProgressHook | None, n_tokens: int, *, n_passes: int) -> None:
         self._hook = hook
         self._n_tokens = n_tokens
+        self._n_passes = n_passes
         self._done = 0
         self._lock = threading.Lock()
 
@@ -416,7 +632,7 @@ class _Ticks:
             return
         with self._lock:
             self._done += n_tokens
-            self._hook(self._done // self.PASSES, self._n_tokens)
+            self._hook(min(self._done // self._n_passes, self._n_tokens), self._n_tokens)
 
 
 def _check_stream(ids: U32, document_starts: I64, canonical_size: int) -> None:
@@ -436,3 +652,14 @@ def _check_stream(ids: U32, document_starts: I64, canonical_size: int) -> None:
             f"canonical id at position {position:,}: found {ids[position]:,}, expected below {canonical_size:,}; "
             "map token ids through the vocabulary first"
         )
+
+
+def _check_following(next_ids: npt.ArrayLike, ids: U32, next_size: int) -> U32:
+    following = np.ascontiguousarray(next_ids, dtype=np.uint32)
+    if following.shape != ids.shape:
+        raise InvalidInput(f"following ids: found shape {following.shape}, expected that of the ids, {ids.shape}")
+    if not 1 <= next_size <= MAX_CANONICAL_SIZE:
+        raise CapacityError(f"following ids: found a bound of {next_size:,}, expected 1 to {MAX_CANONICAL_SIZE:,}")
+    if len(following) and int(following.max()) >= next_size:
+        raise InvalidInput(f"following ids: found {int(following.max()):,}, expected below {next_size:,}")
+    return following

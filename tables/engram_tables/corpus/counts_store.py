@@ -1,6 +1,6 @@
 """Counts on disk: a directory of sorted Parquet files and a manifest, `counts.json`.
 
-Owns the directory's layout. Knows no text and no tokenizer; a vocabulary is a digest and a size here.
+Owns the directory's manifest and its reading. Knows no text and no tokenizer; a vocabulary is a digest and a size here.
 """
 
 from __future__ import annotations
@@ -8,34 +8,30 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from engram_tables.corpus import kernels
-from engram_tables.corpus.counting import NgramCounts
+from engram_tables.corpus.counting import NO_NEXT, NgramCounts
+from engram_tables.corpus.counts_writer import column_names, part_name, table_schema
 from engram_tables.errors import InvalidInput, SpecMismatch
-from engram_tables.files import fsync_directory, new_directory, refuse_existing
-from engram_tables.units import ProgressHook, canonical_json
+from engram_tables.files import refuse_existing
+from engram_tables.units import canonical_json
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-SCHEMA = "engram.counts/1"
+SCHEMA = "engram.counts/2"
 MANIFEST_NAME = "counts.json"
-ROW_GROUP_ROWS = 1 << 17
-"""Rows that a lookup reads for one n-gram."""
-PART_ROWS = 1 << 24
-"""Rows of one Parquet file: parts are written side by side, and a bound here keeps the bytes free of `threads`."""
 _ANY_VERSION = "engram.counts/"
-_MAX_MANIFEST_BYTES = 1 << 26
+_MAX_MANIFEST_BYTES = 1 << 28
+_OPEN_FILES = 64
 
 U32 = npt.NDArray[np.uint32]
 U64 = npt.NDArray[np.uint64]
@@ -43,73 +39,98 @@ I64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CountsProvenance:
-    """What was counted: sizes and digests, no path and no date, so that equal input gives equal bytes.
+class CountsSubject:
+    """What was counted, and how: the same for every part of one count, and what two counts must share to be merged.
 
-    `vocab_sha256` is the digest of the vocabulary's map, `corpus_sha256` that of the documents' bytes (None where
-    unknown).
+    Attributes
+    ----------
+    vocab_sha256, canonical_size, tokenizer_sha256
+        The vocabulary: the digest of its map, the bound of its canonical ids, and its tokenizer's digest.
+    next_size
+        Bound of the raw token that follows, where it was counted; 0 otherwise.
+    pad_id
+        Canonical id that stands before a document, where the windows that reach there were counted.
+    min_count
+        N-grams that occur less often were left out; order 1 is whole always.
     """
 
     vocab_sha256: str
     canonical_size: int
     tokenizer_sha256: str | None = None
-    n_tokens: int
-    n_documents: int
-    corpus_bytes: int | None = None
-    corpus_sha256: str | None = None
-    replaced_files: int = 0
+    next_size: int = 0
+    pad_id: int | None = None
+    min_count: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CorpusFigures:
+    """How much was counted: sums over documents, so that any division of a corpus gives the same."""
+
+    n_tokens: int = 0
+    n_documents: int = 0
+    n_dead: int = 0
+    read_bytes: int = 0
+    n_bad_lines: int = 0
     replaced_bytes: int = 0
 
-
-def column_names(order: int) -> list[str]:
-    """The token columns of an order, oldest first.
-
-    >>> column_names(3)
-    ['back_2', 'back_1', 'back_0']
-    """
-    return [f"back_{back}" for back in reversed(range(order))]
+    def __add__(self, other: CorpusFigures) -> CorpusFigures:
+        mine, theirs = asdict(self), asdict(other)
+        return CorpusFigures(**{name: mine[name] + theirs[name] for name in mine})
 
 
-def write_counts(
-    directory: Path,
-    counts: Mapping[int, NgramCounts],
-    *,
-    provenance: CountsProvenance,
-    threads: int = 1,
-    progress: ProgressHook | None = None,
-    force: bool = False,
+def build_manifest(
+    subject: CountsSubject, figures: CorpusFigures, starts: I64, files: Iterable[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Write a counts directory, whole or not at all; returns its manifest.
+    """The manifest of finished files.
 
     Parameters
     ----------
-    directory
-        Must not exist unless `force`, which replaces counts or an empty directory in one step.
-    threads
-        Files written side by side; never changes a byte.
-    progress
-        Called with distinct n-grams written.
-
-    Raises
-    ------
-    InvalidInput
-        `directory` is taken, or with `force` by something that is no counts directory.
-    OSError
-        Of the filesystem; nothing is left behind.
+    starts
+        int64 (n_parts,): the first leading token of each part.
+    files
+        Entries as `RowWriter.close` gives them, with their `part`.
     """
-    try:
-        refuse_output(directory, force=force)
-        with new_directory(directory, force=force) as target:
-            jobs = _part_jobs(target, counts)
-            files = _write_parts(jobs, threads=threads, progress=progress)
-            for order in counts:
-                fsync_directory(target / f"order-{order}")
-            manifest = _manifest(counts, provenance, files)
-            _write_flushed(target / MANIFEST_NAME, json.dumps(manifest, indent=2, sort_keys=True).encode() + b"\n")
-    except OSError as error:
-        error.add_note(f"while writing the counts {directory}")
-        raise
-    return manifest
+    entries = sorted(files, key=lambda entry: (entry["order"], entry["part"]))
+    orders: dict[str, dict[str, int]] = {}
+    for entry in entries:
+        totals = orders.setdefault(str(entry["order"]), dict.fromkeys(_SUMS, 0))
+        for name in _SUMS:
+            totals[name] += entry.get(name, 0)
+    manifest = {
+        "schema": SCHEMA,
+        "vocabulary": {
+            "map_sha256": subject.vocab_sha256,
+            "canonical_size": subject.canonical_size,
+            "tokenizer_sha256": subject.tokenizer_sha256,
+        },
+        "corpus": asdict(figures),
+        "next": "raw" if subject.next_size else None,
+        "next_size": subject.next_size,
+        "pad_id": subject.pad_id,
+        "min_count": subject.min_count,
+        "part_starts": starts.tolist(),
+        "orders": orders,
+        "files": [
+            {
+                "name": part_name(entry["order"], entry["part"]),
+                "order": entry["order"],
+                "part": entry["part"],
+                "n_rows": entry["n_rows"],
+                "file_bytes": entry["file_bytes"],
+                "sha256": entry["sha256"],
+            }
+            for entry in entries
+        ],
+    }
+    return manifest | {"manifest_sha256": _manifest_digest(manifest)}
+
+
+_SUMS = ("n_rows", "n_distinct", "n_total", "dropped_distinct", "dropped_total")
+
+
+def manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
+    """The content of counts.json."""
+    return json.dumps(manifest, indent=2, sort_keys=True).encode() + b"\n"
 
 
 def refuse_output(directory: Path, *, force: bool) -> None:
@@ -149,24 +170,35 @@ def _schema_of(path: Path) -> str:
 
 
 def open_counts(directory: str | Path) -> Counts:
-    """Open a counts directory: its manifest and the footer of every file are checked, no n-gram is read.
+    """Open a counts directory: its manifest and the length of every file are checked, no n-gram is read.
 
     Raises
     ------
     InvalidInput
-        Not a counts directory, an unknown version, or a file that is missing, cut or damaged at its end.
+        Not a counts directory, an unknown version, or a file that is missing or has another length.
     """
     return Counts(Path(directory))
 
 
 class Counts:
-    """An open counts directory; see `open_counts`."""
+    """An open counts directory; see `open_counts`.
+
+    Attributes
+    ----------
+    row_groups_read
+        Row groups that lookups have read so far.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.manifest = _read_manifest(path)
+        self.row_groups_read = 0
         self.orders: tuple[int, ...] = tuple(sorted(int(order) for order in self.manifest["orders"]))
-        self._orders = {order: _Order.open(path, order, self.manifest) for order in self.orders}
+        self._part_starts = np.array(self.manifest["part_starts"], dtype=np.int64)
+        self._entries = {(entry["order"], entry["part"]): entry for entry in self.manifest["files"]}
+        self._parts: dict[tuple[int, int], _PartFile] = {}
+        for entry in self.manifest["files"]:
+            _check_file(path / entry["name"], entry)
 
     def __enter__(self) -> Self:
         return self
@@ -176,8 +208,27 @@ class Counts:
 
     def close(self) -> None:
         """Close the files."""
-        for order in self._orders.values():
-            order.close()
+        for part in self._parts.values():
+            part.close()
+        self._parts.clear()
+
+    @property
+    def subject(self) -> CountsSubject:
+        """What was counted, and how."""
+        vocabulary = self.manifest["vocabulary"]
+        return CountsSubject(
+            vocab_sha256=vocabulary["map_sha256"],
+            canonical_size=vocabulary["canonical_size"],
+            tokenizer_sha256=vocabulary["tokenizer_sha256"],
+            next_size=self.manifest["next_size"],
+            pad_id=self.manifest["pad_id"],
+            min_count=self.manifest["min_count"],
+        )
+
+    @property
+    def figures(self) -> CorpusFigures:
+        """How much was counted."""
+        return CorpusFigures(**self.manifest["corpus"])
 
     @property
     def vocab_sha256(self) -> str:
@@ -190,17 +241,31 @@ class Counts:
         return int(self.manifest["vocabulary"]["canonical_size"])
 
     @property
+    def next(self) -> str | None:
+        """ "raw" if rows are told apart by the raw token that follows."""
+        return "raw" if self.manifest["next"] else None
+
+    @property
+    def min_count(self) -> int:
+        """N-grams that occur less often were left out, but for order 1."""
+        return int(self.manifest["min_count"])
+
+    @property
     def total_tokens(self) -> int:
-        """Tokens of the counted corpus."""
-        return int(self.manifest["corpus"]["n_tokens"])
+        """Tokens of the counted corpus, dead ones left out."""
+        return self.figures.n_tokens - self.figures.n_dead
+
+    def n_rows(self, order: int) -> int:
+        """Rows of an order: distinct n-grams, or pairs of n-gram and following token."""
+        return self._figure(order, "n_rows")
 
     def n_distinct(self, order: int) -> int:
         """Distinct n-grams of an order."""
-        return self._order(order).n_distinct
+        return self._figure(order, "n_distinct")
 
     def n_total(self, order: int) -> int:
         """N-grams of an order, each occurrence counted."""
-        return self._order(order).n_total
+        return self._figure(order, "n_total")
 
     def check_vocabulary(self, map_sha256: str) -> None:
         """Raise `SpecMismatch` unless these counts were made with the vocabulary of this digest."""
@@ -210,12 +275,30 @@ class Counts:
                 "ids of one mean nothing in the other: count again with this vocabulary, or use the first one"
             )
 
+    def batches(self, order: int) -> Iterator[NgramCounts]:
+        """Every row of an order, ascending, a row group at a time; a followed n-gram may go on in the next one."""
+        self._check_order(order)
+        for part in range(len(self._part_starts)):
+            file = self._part(order, part)
+            for group in range(file.n_groups):
+                yield file.read(group)
+
     def load(self, order: int) -> NgramCounts:
-        """All n-grams of an order, in memory: (4 x order + 8) bytes each."""
-        return self._order(order).load()
+        """All rows of an order, in memory: (4 x order + 8) bytes each, 8 more with a following token."""
+        n_rows, row = self.n_rows(order), 0
+        columns = np.empty((order, n_rows), dtype=np.uint32)
+        counts = np.empty(n_rows, dtype=np.uint64)
+        following = np.empty(n_rows, dtype=np.int64) if self.next else None
+        for batch in self.batches(order):
+            place = slice(row, row + len(batch.counts))
+            columns[:, place], counts[place] = batch.columns, batch.counts
+            if following is not None:
+                following[place] = batch.next_tokens
+            row = place.stop
+        return NgramCounts(order=order, columns=columns, counts=counts, next_tokens=following)
 
     def lookup(self, ngrams: npt.ArrayLike) -> U64:
-        """How often each n-gram occurs.
+        """How often each n-gram occurs, whatever follows it.
 
         Parameters
         ----------
@@ -229,7 +312,42 @@ class Counts:
         wanted = np.ascontiguousarray(ngrams, dtype=np.uint32)
         if wanted.ndim != 2:
             raise InvalidInput(f"n-grams: found shape {wanted.shape}, expected (n, order)")
-        return self._order(wanted.shape[1]).lookup(wanted)
+        result = np.zeros(len(wanted), dtype=np.uint64)
+        for file, mine in self._files_of(wanted):
+            for group in file.groups_of(wanted[mine]):
+                rows = self._read(file, group)
+                totals = result[mine]
+                kernels.add_equal(rows.columns, rows.counts, np.ascontiguousarray(wanted[mine]), totals)
+                result[mine] = totals
+        return result
+
+    def following(self, ngram: npt.ArrayLike) -> tuple[I64, U64]:
+        """The raw tokens that follow an n-gram, ascending, NO_NEXT (-1) last for the document's end; their counts.
+
+        Parameters
+        ----------
+        ngram
+            uint32 (order,): canonical ids, oldest token first.
+
+        Raises
+        ------
+        InvalidInput
+            These counts do not tell followers apart.
+        """
+        if not self.next:
+            raise InvalidInput(
+                f"{self.path}: its n-grams are counted without the token that follows; count again with --next raw"
+            )
+        wanted = np.ascontiguousarray(ngram, dtype=np.uint32)[None, :]
+        tokens, counts = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.uint64)]
+        for file, _ in self._files_of(wanted):
+            for group in file.groups_of(wanted):
+                rows = self._read(file, group)
+                equal = (rows.columns == wanted.T).all(axis=0)
+                assert rows.next_tokens is not None
+                tokens.append(rows.next_tokens[equal])
+                counts.append(rows.counts[equal])
+        return np.concatenate(tokens), np.concatenate(counts)
 
     def verify(self) -> None:
         """Read every byte of every file and compare it with the manifest's digests; InvalidInput names the file."""
@@ -240,108 +358,104 @@ class Counts:
             if found != entry["sha256"]:
                 raise _damaged(path, f"SHA-256 is {found}, expected {entry['sha256']}")
 
-    def _order(self, order: int) -> _Order:
-        if order not in self._orders:
+    def _figure(self, order: int, name: str) -> int:
+        self._check_order(order)
+        return int(self.manifest["orders"][str(order)][name])
+
+    def _check_order(self, order: int) -> None:
+        if order not in self.orders:
             raise InvalidInput(
                 f"{self.path}: holds orders {', '.join(map(str, self.orders))}, expected {order}; "
                 f"count again with --orders {','.join(map(str, sorted({*self.orders, order})))}"
             )
-        return self._orders[order]
+
+    def _files_of(self, ngrams: U32) -> Iterator[tuple[_PartFile, I64]]:
+        """Each part that some of the n-grams lie in, with their positions."""
+        order = ngrams.shape[1]
+        self._check_order(order)
+        parts = np.searchsorted(self._part_starts, ngrams[:, 0], side="right") - 1
+        for part in np.unique(parts).tolist():
+            yield self._part(order, part), np.flatnonzero(parts == part)
+
+    def _part(self, order: int, part: int) -> _PartFile:
+        key = (order, part)
+        if key not in self._parts:
+            if len(self._parts) >= _OPEN_FILES:
+                self._parts.pop(next(iter(self._parts))).close()
+            entry = self._entries[key]
+            self._parts[key] = _PartFile(self.path / entry["name"], entry, has_next=self.next is not None)
+        return self._parts[key]
+
+    def _read(self, file: _PartFile, group: int) -> NgramCounts:
+        self.row_groups_read += 1
+        return file.read(group)
 
 
-class _Order:
-    """The files of one order."""
+class _PartFile:
+    """One open Parquet file."""
 
-    def __init__(self, order: int, files: list[tuple[Path, pq.ParquetFile]], n_distinct: int, n_total: int) -> None:
-        self.order = order
-        self.n_distinct = n_distinct
-        self.n_total = n_total
-        self._files = files
-
-    @classmethod
-    def open(cls, directory: Path, order: int, manifest: dict[str, Any]) -> Self:
-        told = manifest["orders"][str(order)]
-        entries = [entry for entry in manifest["files"] if entry["order"] == order]
-        files = [_open_part(directory / entry["name"], entry, order) for entry in entries]
-        return cls(order, files, told["n_distinct"], told["n_total"])
+    def __init__(self, path: Path, entry: Mapping[str, Any], *, has_next: bool) -> None:
+        self._path = path
+        self._order: int = entry["order"]
+        self._has_next = has_next
+        self._file = _open_part(path, entry, has_next=has_next)
+        self.n_groups: int = self._file.metadata.num_row_groups
 
     def close(self) -> None:
-        for _, file in self._files:
-            file.close()
+        self._file.close()
 
-    def load(self) -> NgramCounts:
-        columns = np.empty((self.order, self.n_distinct), dtype=np.uint32)
-        counts = np.empty(self.n_distinct, dtype=np.uint64)
-        row = 0
-        for which, group in self._groups:
-            ngrams, found = self._read(which, group)
-            columns[:, row : row + len(found)] = ngrams
-            counts[row : row + len(found)] = found
-            row += len(found)
-        return NgramCounts(order=self.order, columns=columns, counts=counts)
+    def read(self, group: int) -> NgramCounts:
+        import pyarrow as pa
 
-    def lookup(self, ngrams: U32) -> U64:
-        result = np.zeros(len(ngrams), dtype=np.uint64)
-        if not len(self._groups) or not len(ngrams):
-            return result
+        try:
+            table = self._file.read_row_group(group, use_threads=False)
+        except (pa.ArrowException, OSError) as error:
+            raise _damaged(self._path, f"row group {group} cannot be read ({_first_line(error)})") from None
+        columns = np.empty((self._order, table.num_rows), dtype=np.uint32)
+        for place, name in enumerate(column_names(self._order)):
+            columns[place] = table[name].to_numpy()
+        following = None
+        if self._has_next:
+            following = table["next_token"].cast(pa.int64()).fill_null(NO_NEXT).to_numpy()
+        return NgramCounts(order=self._order, columns=columns, counts=table["count"].to_numpy(), next_tokens=following)
+
+    def groups_of(self, ngrams: U32) -> list[int]:
+        """Row groups that may hold one of the n-grams, ascending."""
+        if not self.n_groups:
+            return []
         lowest, highest = self._bounds
         # Groups whose bounds enclose an n-gram: from the first that does not end below it to the last that does not
         # begin above it. Bounds are looser than the groups, so there may be several.
         first, last = np.empty((2, len(ngrams)), dtype=np.int64)
-        kernels.lower_bounds(highest, ngrams, first)
-        kernels.lower_bounds(lowest, ngrams, last)
-        n_groups = len(self._groups)
-        equal = (last < n_groups) & (ngrams == lowest[:, np.minimum(last, n_groups - 1)].T).all(axis=1)
-        last = last - 1 + equal
-        for at in _groups_between(first, last, n_groups):
-            mine = np.flatnonzero((first <= at) & (at <= last))
-            columns, counts = self._read(*self._groups[at])
-            rows = np.empty(len(mine), dtype=np.int64)
-            kernels.lower_bounds(columns, np.ascontiguousarray(ngrams[mine]), rows)
-            inside = np.minimum(rows, len(counts) - 1)
-            hit = (rows < len(counts)) & (ngrams[mine] == columns[:, inside].T).all(axis=1)
-            result[mine[hit]] = counts[inside[hit]]
-        return result
+        wanted = np.ascontiguousarray(ngrams)
+        kernels.lower_bounds(highest, wanted, first)
+        kernels.lower_bounds(lowest, wanted, last)
+        # Several groups may begin with the very n-gram.
+        while (equal := self._begins(wanted, last)).any():
+            last += equal
+        return _groups_between(first, last - 1, self.n_groups)
 
-    @cached_property
-    def _groups(self) -> list[tuple[int, int]]:
-        """Position of the file and of the row group in it, in the order of their n-grams; empty ones left out."""
-        return [
-            (which, group)
-            for which, (_, file) in enumerate(self._files)
-            for group in range(file.metadata.num_row_groups)
-            if file.metadata.row_group(group).num_rows
-        ]
+    def _begins(self, ngrams: U32, groups: I64) -> npt.NDArray[np.bool_]:
+        inside = groups < self.n_groups
+        lowest = self._bounds[0][:, np.minimum(groups, self.n_groups - 1)]
+        return inside & (ngrams == lowest.T).all(axis=1)
 
     @cached_property
     def _bounds(self) -> tuple[U32, U32]:
         """uint32 (order, n_groups) twice: n-grams not above, and not below, any of each group, from its statistics."""
-        lowest = np.zeros((self.order, len(self._groups)), dtype=np.uint32)
-        highest = np.full((self.order, len(self._groups)), np.iinfo(np.uint32).max, dtype=np.uint32)
-        for at, (which, group) in enumerate(self._groups):
-            path, file = self._files[which]
-            for place in range(self.order):
-                statistics = file.metadata.row_group(group).column(place).statistics
+        lowest = np.zeros((self._order, self.n_groups), dtype=np.uint32)
+        highest = np.full((self._order, self.n_groups), np.iinfo(np.uint32).max, dtype=np.uint32)
+        for group in range(self.n_groups):
+            for place in range(self._order):
+                statistics = self._file.metadata.row_group(group).column(place).statistics
                 if statistics is None or not statistics.has_min_max:
-                    raise _damaged(path, f"row group {group} has no statistics for {column_names(self.order)[place]}")
-                lowest[place, at], highest[place, at] = statistics.min, statistics.max
+                    name = column_names(self._order)[place]
+                    raise _damaged(self._path, f"row group {group} has no statistics for {name}")
+                lowest[place, group], highest[place, group] = statistics.min, statistics.max
                 if statistics.min != statistics.max:
                     # Later columns are sorted only within equal values of this one.
                     break
         return lowest, highest
-
-    def _read(self, which: int, group: int) -> tuple[U32, U64]:
-        import pyarrow as pa
-
-        path, file = self._files[which]
-        try:
-            table = file.read_row_group(group, use_threads=False)
-        except (pa.ArrowException, OSError) as error:
-            raise _damaged(path, f"row group {group} cannot be read ({_first_line(error)})") from None
-        columns = np.empty((self.order, table.num_rows), dtype=np.uint32)
-        for place, name in enumerate(column_names(self.order)):
-            columns[place] = table[name].to_numpy()
-        return columns, table["count"].to_numpy()
 
 
 def _groups_between(first: I64, last: I64, n_groups: int) -> list[int]:
@@ -352,101 +466,6 @@ def _groups_between(first: I64, last: I64, n_groups: int) -> list[int]:
     np.add.at(steps, last[some] + 1, -1)
     groups: list[int] = np.flatnonzero(np.cumsum(steps)[:-1]).tolist()
     return groups
-
-
-def _table_schema(order: int) -> pa.Schema:
-    import pyarrow as pa
-
-    tokens = [pa.field(name, pa.uint32(), nullable=False) for name in column_names(order)]
-    return pa.schema([*tokens, pa.field("count", pa.uint64(), nullable=False)])
-
-
-class _PartJob(NamedTuple):
-    """Rows [start, stop) of one order, to be written to one file."""
-
-    path: Path
-    counts: NgramCounts
-    start: int
-    stop: int
-
-
-def _part_jobs(target: Path, counts: Mapping[int, NgramCounts]) -> list[_PartJob]:
-    jobs = []
-    for order, found in sorted(counts.items()):
-        directory = target / f"order-{order}"
-        directory.mkdir()
-        for part, start in enumerate(range(0, max(found.n_distinct, 1), PART_ROWS)):
-            path = directory / f"part-{part:05}.parquet"
-            jobs.append(_PartJob(path, found, start, min(start + PART_ROWS, found.n_distinct)))
-    return jobs
-
-
-def _write_parts(jobs: list[_PartJob], *, threads: int, progress: ProgressHook | None) -> list[dict[str, Any]]:
-    """Write every part; the files' entries in the manifest, in the order of `jobs`."""
-    n_rows = sum(job.stop - job.start for job in jobs)
-    written = 0
-    files = []
-    with ThreadPoolExecutor(max_workers=threads) as pool:
-        futures = [pool.submit(_write_part, *job) for job in jobs]
-        try:
-            for future in futures:
-                files.append(future.result())
-                written += files[-1]["n_rows"]
-                if progress is not None:
-                    progress(written, n_rows)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return files
-
-
-def _write_part(path: Path, counts: NgramCounts, start: int, stop: int) -> dict[str, Any]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    arrays = [
-        *(pa.array(column[start:stop]) for column in counts.columns),
-        pa.array(counts.counts[start:stop]),
-    ]
-    table = pa.Table.from_arrays(arrays, schema=_table_schema(counts.order))
-    with path.open("xb") as file:
-        # Sorted columns leave nothing to a dictionary; checksums let a reader refuse a flipped bit.
-        pq.write_table(
-            table, file, compression="zstd", row_group_size=ROW_GROUP_ROWS, use_dictionary=False,
-            write_statistics=True, write_page_checksum=True,
-        )  # fmt: skip
-        file.flush()
-        os.fsync(file.fileno())
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {
-        "name": f"{path.parent.name}/{path.name}",
-        "order": counts.order,
-        "file_bytes": path.stat().st_size,
-        "n_rows": stop - start,
-        "sha256": digest,
-    }
-
-
-def _manifest(
-    counts: Mapping[int, NgramCounts], provenance: CountsProvenance, files: list[dict[str, Any]]
-) -> dict[str, Any]:
-    about = asdict(provenance)
-    manifest = {
-        "schema": SCHEMA,
-        "vocabulary": {
-            "map_sha256": about.pop("vocab_sha256"),
-            "canonical_size": about.pop("canonical_size"),
-            "tokenizer_sha256": about.pop("tokenizer_sha256"),
-        },
-        "corpus": about,
-        "orders": {
-            str(order): {"n_distinct": found.n_distinct, "n_total": found.n_total}
-            for order, found in sorted(counts.items())
-        },
-        "files": files,
-    }
-    return manifest | {"manifest_sha256": _manifest_digest(manifest)}
 
 
 def _manifest_digest(manifest: dict[str, Any]) -> str:
@@ -483,23 +502,27 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     return manifest
 
 
-def _open_part(path: Path, entry: dict[str, Any], order: int) -> tuple[Path, pq.ParquetFile]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+def _check_file(path: Path, entry: Mapping[str, Any]) -> None:
     if not path.is_file():
         raise _damaged(path, "the file is missing")
     if path.stat().st_size != entry["file_bytes"]:
         raise _damaged(path, f"{path.stat().st_size:,} bytes, expected {entry['file_bytes']:,}")
+
+
+def _open_part(path: Path, entry: Mapping[str, Any], *, has_next: bool) -> pq.ParquetFile:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         file = pq.ParquetFile(path, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         raise _damaged(path, f"not a whole Parquet file ({_first_line(error)})") from None
-    if file.metadata.num_rows != entry["n_rows"] or not file.schema_arrow.equals(_table_schema(order)):
+    wanted = table_schema(entry["order"], has_next=has_next)
+    if file.metadata.num_rows != entry["n_rows"] or not file.schema_arrow.equals(wanted):
         found = f"{file.metadata.num_rows:,} rows of {', '.join(file.schema_arrow.names)}"
         file.close()
-        raise _damaged(path, f"{found}; expected {entry['n_rows']:,} of {', '.join([*column_names(order), 'count'])}")
-    return path, file
+        raise _damaged(path, f"{found}; expected {entry['n_rows']:,} of {', '.join(wanted.names)}")
+    return file
 
 
 def _damaged(path: Path, found: str) -> InvalidInput:
@@ -508,10 +531,3 @@ def _damaged(path: Path, found: str) -> InvalidInput:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _write_flushed(path: Path, content: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())

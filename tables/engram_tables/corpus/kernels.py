@@ -1,8 +1,6 @@
 """Compiled loops of exact n-gram counting. Callers validate: nothing here checks a bound.
 
-A *key* is the window that starts at one position, oldest token in the most significant place, `token_bits` bits a
-token, kept modulo 2^64; past the end of the document every place holds the sentinel, the largest value there is.
-All arithmetic on keys is uint64.
+Keys are those of `windows`, of one word; `wide_kernels` has the loops for two. All arithmetic on keys is uint64.
 """
 
 from __future__ import annotations
@@ -58,6 +56,13 @@ _fence: Any = intrinsic(_type_fence)
 
 
 @njit(cache=True, nogil=True)
+def map_ids(ids: U32, canonical_ids: U32, mapped: U32) -> None:
+    """`canonical_ids` of each of `ids`, which must be below its length, into `mapped`; it may be `ids` itself."""
+    for position in range(ids.size):
+        mapped[position] = canonical_ids[ids[position]]
+
+
+@njit(cache=True, nogil=True)
 def add_histogram(ids: U32, histogram: I64) -> None:
     """Add to `histogram` (canonical_size,) how often each id occurs in `ids`."""
     for position in range(ids.size):
@@ -86,11 +91,13 @@ def _put_key(key: np.uint64, partition: np.uint32, first: U64, cursors: U64, lin
 @njit(cache=True, nogil=True)
 def scatter_keys(
     ids: U32,
+    following: U32,
     document_starts: I64,
     start: int,
     stop: int,
     order: int,
     token_bits: int,
+    next_bits: int,
     partition_of: U32,
     first: U64,
     cursors: U64,
@@ -105,6 +112,8 @@ def scatter_keys(
     ----------
     ids
         uint32 (n_tokens,).
+    following
+        uint32 (n_tokens,): the raw ids, of which the one after the window joins the key; not read if `next_bits` is 0.
     document_starts
         int64 (n_documents + 1,).
     order
@@ -118,11 +127,13 @@ def scatter_keys(
     lines
         uint64 (n_partitions * LINE_KEYS,), aligned to 64 bytes: this caller's, between calls too.
     keys
-        uint64 (n_tokens,), aligned to 64 bytes; written.
+        uint64 (n_keys,), aligned to 64 bytes; written.
     """
     bits = np.uint64(token_bits)
+    past = np.uint64(next_bits)
     ahead = np.uint64(order - 1)
     sentinel = (np.uint64(1) << bits) - np.uint64(1)
+    no_next = (np.uint64(1) << past) - np.uint64(1)
     mask = np.uint64(0xFFFFFFFFFFFFFFFF)
     if order * token_bits < 64:
         mask = (np.uint64(1) << np.uint64(order * token_bits)) - np.uint64(1)
@@ -134,13 +145,21 @@ def scatter_keys(
         key = np.uint64(0)
         for place in range(position, position + order - 1):
             key = (key << bits) | (np.uint64(ids[place]) if place < end else sentinel)
-        whole = max(position, min(last, end - order + 1))
-        for at in range(np.uint64(position), np.uint64(whole)):
-            key = ((key << bits) | np.uint64(ids[at + ahead])) & mask
-            _put_key(key, partition_of[ids[at]], first, cursors, lines, keys)
-        for at in range(np.uint64(whole), np.uint64(last)):
-            key = ((key << bits) | sentinel) & mask
-            _put_key(key, partition_of[ids[at]], first, cursors, lines, keys)
+        # Windows that end, the following token included, before the document does.
+        whole = max(position, min(last, end - order + 1 - (next_bits > 0)))
+        if next_bits == 0:
+            for at in range(np.uint64(position), np.uint64(whole)):
+                key = ((key << bits) | np.uint64(ids[at + ahead])) & mask
+                _put_key(key, partition_of[ids[at]], first, cursors, lines, keys)
+        else:
+            for at in range(np.uint64(position), np.uint64(whole)):
+                key = ((key << bits) | np.uint64(ids[at + ahead])) & mask
+                joined = (key << past) | np.uint64(following[at + ahead + np.uint64(1)])
+                _put_key(joined, partition_of[ids[at]], first, cursors, lines, keys)
+        for at in range(whole, last):
+            newest = np.uint64(ids[at + order - 1]) if at + order - 1 < end else sentinel
+            key = ((key << bits) | newest) & mask
+            _put_key((key << past) | no_next, partition_of[ids[at]], first, cursors, lines, keys)
         position = last
         document += 1
     _fence()
@@ -157,131 +176,212 @@ def flush_keys(first: U64, cursors: U64, lines: U64, keys: U64) -> None:
 
 
 @njit(cache=True, nogil=True)
-def count_distinct(keys: U64, order: int, token_bits: int, orders: I64, n_distinct: I64) -> None:
-    """Distinct n-grams of each of `orders` among the beginnings of the sorted `keys`, into `n_distinct`."""
-    bits = np.uint64(token_bits)
-    sentinel = (np.uint64(1) << bits) - np.uint64(1)
-    one = np.uint64(1)
-    n_distinct[:] = 0
-    for block_start in range(np.uint64(0), np.uint64(keys.size), np.uint64(BLOCK_KEYS)):
-        block_stop = min(block_start + np.uint64(BLOCK_KEYS), np.uint64(keys.size))
-        inner_stop = min(block_stop, np.uint64(keys.size) - one)
-        n_ended = 0
-        for position in range(block_start, block_stop):
-            n_ended += (keys[position] & sentinel) == sentinel
-        for column in range(orders.size):
-            shift = np.uint64(order - orders[column]) * bits
-            found = 0
-            if n_ended == 0:
-                for position in range(block_start, inner_stop):
-                    found += (keys[position] ^ keys[position + one]) >> shift != np.uint64(0)
-                found += block_stop != inner_stop
-            else:
-                for position in range(block_start, block_stop):
-                    here = keys[position] >> shift
-                    ends = position == inner_stop or here != keys[position + one] >> shift
-                    found += ends & ((here & sentinel) != sentinel)
-            n_distinct[column] += found
-
-
-@njit(cache=True, nogil=True)
-def compact_windows(keys: U64, start: int, stop: int, windows: U64, ends: I64) -> np.int64:
-    """The distinct keys of one stretch of a sorted partition, and where the run of each ends.
+def compact_windows(keys: U64, counts: U32) -> np.int64:
+    """Leave each distinct key once, in place, with how often it occurred.
 
     Parameters
     ----------
     keys
-        uint64 (n_keys,), sorted.
-    start, stop
-        The stretch. A run that goes on after `stop` is not written: the next stretch has it.
-    windows
-        uint64 (stop - start + 1,), written; behind the last distinct key stands the one that follows, if any does.
-    ends
-        int64 (stop - start + 1,), written: one past each run's last position in `keys`.
+        uint64 (n_keys,), sorted, not empty; the distinct ones come to stand first.
+    counts
+        uint32 (n_keys,), written as far as there are distinct keys.
 
     Returns
     -------
     Number of distinct keys.
     """
     one = np.uint64(1)
+    last = np.uint64(keys.size) - one
     n_windows = np.uint64(0)
-    for position in range(np.uint64(start), min(np.uint64(stop), np.uint64(keys.size) - one)):
-        windows[n_windows] = keys[position]
-        ends[n_windows] = np.int64(position) + 1
-        n_windows += np.uint64(keys[position] != keys[position + one])
-    if stop == keys.size:
-        windows[n_windows] = keys[stop - 1]
-        ends[n_windows] = stop
-        n_windows += one
-    else:
-        windows[n_windows] = keys[stop]
-    return np.int64(n_windows)
+    for position in range(np.uint64(0), last):
+        key = keys[position]
+        keys[n_windows] = key
+        counts[n_windows] = np.uint32(position + one)
+        n_windows += np.uint64(key != keys[position + one])
+    keys[n_windows] = keys[last]
+    counts[n_windows] = np.uint32(keys.size)
+    for window in range(n_windows, np.uint64(0), -1):
+        counts[window] -= counts[window - 1]
+    return np.int64(n_windows + one)
 
 
 @njit(cache=True, nogil=True)
-def emit_runs(
-    windows: U64,
-    ends: I64,
-    n_windows: int,
-    is_last: bool,
-    run_start: int,
-    leading: int,
-    order: int,
-    n: int,
-    token_bits: int,
-    columns: U32,
-    counts: U64,
-    row: int,
-    block: U64,
-) -> tuple[np.int64, int]:
-    """Unpack the distinct n-grams of one stretch, and how often each occurs.
+def count_rows(windows: U64, drop: int, token_bits: int, next_bits: int) -> np.int64:
+    """Distinct n-grams among the beginnings of the distinct sorted `windows`, those past a document's end left out.
 
     Parameters
     ----------
-    windows, ends
-        As `compact_windows` left them.
-    is_last
-        The stretch ends its partition, so that nothing stands behind its last window.
-    run_start
-        Position in the partition at which the n-gram of the first window began to occur.
-    leading
-        The partition's first leading token with the bits that keys hold themselves cleared.
-    columns
-        uint32 (n, n_distinct), written from column `row` on; oldest token in row 0.
-    counts
-        uint64 (n_distinct,), written from `row` on.
-    block
-        uint64 (2, BLOCK_KEYS + 1), scratch: the loop without branches writes one place too far, and that must not
-        be the neighbour partition's part of the result.
+    windows
+        uint64 (n_windows,), not empty.
+    drop
+        Bits of each window that are not part of the n-gram.
+    """
+    sentinel = (np.uint64(1) << np.uint64(token_bits)) - np.uint64(1)
+    shift, past, one = np.uint64(drop), np.uint64(next_bits), np.uint64(1)
+    last = np.uint64(windows.size) - one
+    found = np.uint64(((windows[last] >> (shift + past)) & sentinel) != sentinel)
+    for position in range(np.uint64(0), last):
+        ends = (windows[position] ^ windows[position + one]) >> shift != np.uint64(0)
+        found += np.uint64(ends & (((windows[position] >> (shift + past)) & sentinel) != sentinel))
+    return np.int64(found)
+
+
+@njit(cache=True, nogil=True)
+def shorten_runs(keys: U64, totals: U32, n_keys: int, drop: int, open_run: U64, out_keys: U64, out_totals: U64) -> int:
+    """Make the sorted `keys` shorter by `drop` bits and add up those that become equal.
+
+    Parameters
+    ----------
+    keys, totals
+        uint64 and unsigned (n_keys,).
+    open_run
+        uint64 (3,): the run that the call before left open, as key, total and whether there is one; the last run of
+        this call is left there, since it may go on.
+    out_keys, out_totals
+        uint64 (n_keys + 1,), written.
 
     Returns
     -------
-    The row and the run start to go on with.
+    Number of runs written.
     """
-    bits = np.uint64(token_bits)
-    shift = np.uint64(order - n) * bits
+    shift = np.uint64(drop)
+    key, total = open_run[0], open_run[1]
+    n_runs = np.uint64(0)
+    start = np.uint64(0)
+    if open_run[2] == np.uint64(0) and n_keys > 0:
+        key, total, start = keys[0] >> shift, np.uint64(totals[0]), np.uint64(1)
+    for position in range(start, np.uint64(n_keys)):
+        here = keys[position] >> shift
+        ends = here != key
+        out_keys[n_runs] = key
+        out_totals[n_runs] = total
+        n_runs += np.uint64(ends)
+        total = np.uint64(totals[position]) + (np.uint64(0) if ends else total)
+        key = here
+    open_run[0], open_run[1] = key, total
+    if n_keys > 0:
+        open_run[2] = np.uint64(1)
+    return np.int64(n_runs)
+
+
+@njit(cache=True, nogil=True)
+def unpack_rows(
+    keys: U64,
+    totals: U32,
+    n_keys: int,
+    leading: int,
+    n: int,
+    token_bits: int,
+    next_bits: int,
+    min_count: int,
+    columns: U32,
+    out_totals: U64,
+    row: int,
+    dropped: I64,
+    block: U64,
+) -> np.int64:
+    """Write the n-grams of sorted distinct keys, those left out that reach past the document's end.
+
+    Parameters
+    ----------
+    keys, totals
+        uint64 and unsigned (n_keys,): `n` tokens a key, and how often each occurs.
+    leading
+        The bits of the leading token that keys do not hold.
+    min_count
+        N-grams that occur less often are left out, and entered in `dropped`.
+    columns
+        uint32 (n or, with a following token, n + 1, capacity), written from column `row` on, oldest token in row 0.
+    out_totals
+        uint64 (capacity,), written from `row` on.
+    dropped
+        int64 (2,): n-grams and occurrences left out, added to.
+    block
+        uint64 (2, BLOCK_KEYS + 1), scratch.
+
+    Returns
+    -------
+    The row to go on with.
+    """
+    bits, past, least = np.uint64(token_bits), np.uint64(next_bits), np.uint64(min_count)
     sentinel = (np.uint64(1) << bits) - np.uint64(1)
-    one = np.uint64(1)
     next_row = np.uint64(row)
-    for block_start in range(np.uint64(0), np.uint64(n_windows), np.uint64(BLOCK_KEYS)):
-        block_stop = min(block_start + np.uint64(BLOCK_KEYS), np.uint64(n_windows))
-        n_runs = np.uint64(0)
-        for position in range(block_start, block_stop):
-            here = windows[position] >> shift
-            block[0, n_runs] = here
-            block[1, n_runs] = np.uint64(ends[position] - run_start)
-            run_ends = (here != windows[position + one] >> shift) | (is_last & (position + one == np.uint64(n_windows)))
-            run_start = ends[position] if run_ends else run_start
-            n_runs += np.uint64(run_ends & ((here & sentinel) != sentinel))
-        for run in range(n_runs):
-            counts[next_row + run] = block[1, run]
+    for start in range(np.uint64(0), np.uint64(n_keys), np.uint64(BLOCK_KEYS)):
+        n_here = min(np.uint64(BLOCK_KEYS), np.uint64(n_keys) - start)
+        n_out = np.uint64(0)
+        for at in range(n_here):
+            block[0, at] = keys[start + at]
+            block[1, at] = np.uint64(totals[start + at])
+            n_out += np.uint64(((keys[start + at] >> past) & sentinel) == sentinel)
+            n_out += np.uint64(np.uint64(totals[start + at]) < least)
+        n_rows = n_here
+        if n_out:
+            n_rows = np.uint64(0)
+            for at in range(n_here):
+                key, total = block[0, at], block[1, at]
+                is_whole = ((key >> past) & sentinel) != sentinel
+                is_rare = is_whole & (total < least)
+                dropped[0] += is_rare
+                dropped[1] += np.int64(total) if is_rare else 0
+                block[0, n_rows] = key
+                block[1, n_rows] = total
+                n_rows += np.uint64(is_whole & ~is_rare)
+        for at in range(n_rows):
+            out_totals[next_row + at] = block[1, at]
         for place in range(n):
-            place_shift = np.uint64(n - 1 - place) * bits
+            place_shift = np.uint64(n - 1 - place) * bits + past
             high = np.uint32(leading) if place == 0 else np.uint32(0)
-            for run in range(n_runs):
-                columns[place, next_row + run] = np.uint32((block[0, run] >> place_shift) & sentinel) | high
-        next_row += n_runs
-    return np.int64(next_row), run_start
+            for at in range(n_rows):
+                columns[place, next_row + at] = np.uint32((block[0, at] >> place_shift) & sentinel) | high
+        if next_bits:
+            low = (np.uint64(1) << past) - np.uint64(1)
+            for at in range(n_rows):
+                columns[n, next_row + at] = np.uint32(block[0, at] & low)
+        next_row += n_rows
+    return np.int64(next_row)
+
+
+@njit(cache=True, nogil=True)
+def add_equal(columns: U32, counts: U64, ngrams: U32, totals: U64) -> None:
+    """Add to each n-gram's total the counts of the columns of `columns` that equal it.
+
+    Parameters
+    ----------
+    columns
+        uint32 (order, n_columns), ascending, compared from row 0 down; equal ones stand side by side.
+    counts
+        uint64 (n_columns,).
+    ngrams
+        uint32 (n_ngrams, order).
+    totals
+        uint64 (n_ngrams,), added to.
+    """
+    for which in range(ngrams.shape[0]):
+        at = _lower_bound(columns, ngrams[which])
+        while at < columns.shape[1] and _compare(columns, at, ngrams[which]) == 0:
+            totals[which] += counts[at]
+            at += 1
+
+
+@njit(cache=True, nogil=True)
+def _compare(columns: U32, at: int, ngram: U32) -> int:
+    for place in range(columns.shape[0]):
+        if columns[place, at] != ngram[place]:
+            return -1 if columns[place, at] < ngram[place] else 1
+    return 0
+
+
+@njit(cache=True, nogil=True)
+def _lower_bound(columns: U32, ngram: U32) -> int:
+    low = 0
+    high = columns.shape[1]
+    while low < high:
+        middle = (low + high) // 2
+        if _compare(columns, middle, ngram) < 0:
+            low = middle + 1
+        else:
+            high = middle
+    return low
 
 
 @njit(cache=True, nogil=True)
@@ -298,17 +398,4 @@ def lower_bounds(columns: U32, ngrams: U32, rows: I64) -> None:
         int64 (n_ngrams,), written: 0 to n_columns.
     """
     for which in range(ngrams.shape[0]):
-        low = 0
-        high = columns.shape[1]
-        while low < high:
-            middle = (low + high) // 2
-            below = False
-            for place in range(columns.shape[0]):
-                if columns[place, middle] != ngrams[which, place]:
-                    below = columns[place, middle] < ngrams[which, place]
-                    break
-            if below:
-                low = middle + 1
-            else:
-                high = middle
-        rows[which] = low
+        rows[which] = _lower_bound(columns, ngrams[which])

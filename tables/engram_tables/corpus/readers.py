@@ -1,73 +1,184 @@
-"""Documents from files, directories and a stream: one file, one document.
+"""A corpus: the documents of many files, in one order, read here or piece by piece elsewhere.
 
-Owns what is read and what is left out, and says both. Knows no tokens.
+Owns the joining of sources and formats, and the rules over a whole corpus. Knows no tokens' meaning.
 """
 
 from __future__ import annotations
 
-import errno
-import fnmatch
-import hashlib
-import os
-import stat
-import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, TextIO
+from typing import TYPE_CHECKING
 
+from engram_tables.corpus.blocks import Counter, compression_of, look_ahead, read_blocks, standard_input, stored_name
+from engram_tables.corpus.documents import (
+    BadLine,
+    BinDtype,
+    DecodeErrors,
+    Document,
+    Format,
+    ReadOptions,
+    ReadOutcome,
+    refuse_bad_lines,
+    refuse_mixture,
+)
+from engram_tables.corpus.pieces import Part, Piece
+from engram_tables.corpus.sources import STANDARD_INPUT, CorpusFile, Skipped, find_files
 from engram_tables.errors import InvalidInput
 
-STANDARD_INPUT = "-"
-_SEARCHING = "while looking for the corpus's files"
-_REPLACEMENT = "\ufffd"
+if TYPE_CHECKING:
+    import hashlib
+
+__all__ = [
+    "STANDARD_INPUT",
+    "BadLine",
+    "BinDtype",
+    "Corpus",
+    "CorpusFile",
+    "DecodeErrors",
+    "Document",
+    "Format",
+    "Part",
+    "Piece",
+    "PieceReader",
+    "ReadOptions",
+    "ReadOutcome",
+    "Skipped",
+    "find_documents",
+    "read_piece",
+    "refuse_bad_lines",
+]
+
+_SUFFIXES = {
+    ".jsonl": Format.JSONL,
+    ".ndjson": Format.JSONL,
+    ".parquet": Format.PARQUET,
+    ".npy": Format.NPY,
+    ".bin": Format.BIN,
+}
+_TOKEN_FORMATS = (Format.NPY, Format.BIN)
+_RECORD_FORMATS = (Format.JSONL, Format.PARQUET)
 
 
-class DecodeErrors(StrEnum):
-    """What happens to bytes that are not UTF-8."""
-
-    STRICT = "strict"
-    """The first one stops the run."""
-    REPLACE = "replace"
-    """Each becomes U+FFFD, and is counted."""
-
-
-class Skipped(StrEnum):
-    """Why an entry of a directory is not part of a corpus."""
-
-    NO_MATCH = "name does not match the glob"
-    EXCLUDED = "name is excluded"
-    HIDDEN = "name begins with a dot"
-    DANGLING = "link to nothing"
-    NOT_A_FILE = "neither file nor directory"
-    REPEATED = "directory reached a second time through a link"
+def format_of(file: CorpusFile, options: ReadOptions) -> Format:
+    """How a file is read: as the options say, else by its name, else as text."""
+    if options.format is not None:
+        return options.format
+    name = stored_name(file.name)
+    return next((found for suffix, found in _SUFFIXES.items() if name.endswith(suffix)), Format.TEXT)
 
 
-class Document(NamedTuple):
-    """The text of one file."""
+class PieceReader:
+    """The documents of one piece, to be iterated once; afterwards, what was met in it.
 
-    source: str
-    text: str
-    n_bytes: int
+    Malformed lines raise nothing here: they are gathered, and one more than `options.skip_bad` ends the reading.
+    Whoever reads the pieces adds up their outcomes, and `ReadOutcome.check`s the sum.
+    """
 
+    def __init__(self, piece: Piece, options: ReadOptions, outcome: ReadOutcome | None = None) -> None:
+        self._piece = piece
+        self._options = options
+        self.outcome = outcome if outcome is not None else ReadOutcome()
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CorpusFile:
-    """A file that will be read as one document; `path` is None for standard input."""
+    def __iter__(self) -> Iterator[Document]:
+        from engram_tables.corpus.records import Enough
 
-    path: Path | None
-    file_bytes: int
+        outcome = self.outcome
+        try:
+            for part in self._piece.parts:
+                before = outcome.read_bytes
+                for document in self._documents(part):
+                    outcome.n_documents += 1
+                    yield document
+                if part.stop is not None:
+                    outcome.read_bytes = before + part.n_bytes
+        except Enough:
+            return
+
+    def _documents(self, part: Part) -> Iterator[Document]:
+        outcome, before = self.outcome, self.outcome.read_bytes
+
+        def count(n_bytes: int) -> None:
+            # A stretch reads a little beside its own bytes, to find where a document begins and ends.
+            read_bytes = outcome.read_bytes + n_bytes
+            outcome.read_bytes = read_bytes if part.stop is None else min(read_bytes, before + part.n_bytes)
+
+        match part.format:
+            case Format.TEXT:
+                return self._text(part, count)
+            case Format.JSONL:
+                from engram_tables.corpus.records import read_jsonl
+
+                return read_jsonl(part, self._options, outcome, count)
+            case Format.PARQUET:
+                from engram_tables.corpus.parquet_rows import read_parquet
+
+                return read_parquet(part, self._options, outcome, count)
+            case Format.NPY | Format.BIN:
+                from engram_tables.corpus.token_files import read_tokens
+
+                return read_tokens(part, self._options, outcome, count)
+
+    def _text(self, part: Part, counter: Counter) -> Iterator[Document]:
+        source = part.file.source
+        raw = b"".join(read_blocks(part.file, counter=counter))
+        if "text" not in self.outcome.kinds:
+            self.outcome.kinds["text"] = source
+            if len(self.outcome.kinds) > 1:
+                refuse_mixture(self.outcome.kinds)
+        try:
+            text = raw.decode()
+        except UnicodeDecodeError as error:
+            if self._options.decode_errors is DecodeErrors.STRICT:
+                raise InvalidInput(
+                    f"{source}: byte {error.start:,} is 0x{raw[error.start]:02x} ({error.reason}), expected UTF-8; "
+                    "convert the file, leave it out by --exclude, or replace such bytes by U+FFFD with "
+                    "--decode-errors replace"
+                ) from None
+            from engram_tables.corpus.records import replaced
+
+            text = replaced(raw, source, self.outcome)
+        yield Document(source, text, len(raw))
 
     @property
-    def source(self) -> str:
-        """The file's name in messages."""
-        return "standard input" if self.path is None else str(self.path)
+    def read_bytes(self) -> int:
+        """Stored bytes read so far; at the end the piece's share of its files."""
+        return self.outcome.read_bytes
+
+    @property
+    def n_documents(self) -> int:
+        """Documents given so far."""
+        return self.outcome.n_documents
+
+    @property
+    def n_lines(self) -> int:
+        """Lines and rows read so far, blank and malformed ones included."""
+        return self.outcome.n_lines
+
+    @property
+    def replaced_files(self) -> int:
+        """Files with bytes that are not UTF-8 and were replaced."""
+        return self.outcome.replaced_files
+
+    @property
+    def replaced_bytes(self) -> int:
+        """Those bytes."""
+        return self.outcome.replaced_bytes
+
+    @property
+    def bad_lines(self) -> list[BadLine]:
+        """Malformed lines, in their order."""
+        return self.outcome.bad_lines
+
+
+def read_piece(piece: Piece, options: ReadOptions) -> PieceReader:
+    """A reader of one piece of a corpus that was found with the same options; works in another process."""
+    return PieceReader(piece, options)
 
 
 @dataclass(slots=True, kw_only=True)
 class Corpus:
-    """The files of a corpus in reading order, and, while they are read, what was met in them.
+    """The files of a corpus in reading order, and, while `documents` reads them, what was met in them.
 
     Attributes
     ----------
@@ -76,24 +187,21 @@ class Corpus:
     skipped
         Entries of directories that are left out, counted by reason. A hidden or repeated directory counts once,
         whatever it holds.
-    read_bytes, n_documents
-        So far.
-    replaced_files, replaced_bytes
-        Files with bytes that are not UTF-8, and those bytes, so far; 0 unless they are replaced.
+    options
+        How they are read.
+    outcome
+        What `documents` has met so far; pieces have outcomes of their own.
     """
 
     files: tuple[CorpusFile, ...]
     skipped: dict[Skipped, int] = field(default_factory=dict)
-    decode_errors: DecodeErrors = DecodeErrors.STRICT
-    read_bytes: int = 0
-    n_documents: int = 0
-    replaced_files: int = 0
-    replaced_bytes: int = 0
-    _digest: hashlib._Hash = field(default_factory=hashlib.sha256)
+    options: ReadOptions = field(default_factory=ReadOptions)
+    outcome: ReadOutcome = field(default_factory=ReadOutcome)
+    _digest: hashlib._Hash | None = None
 
     @property
     def total_bytes(self) -> int:
-        """Bytes of all files whose size is known before they are read; streams count 0."""
+        """Stored bytes of all files whose size is known before they are read; streams count 0."""
         return sum(file.file_bytes for file in self.files)
 
     @property
@@ -102,9 +210,68 @@ class Corpus:
         return sum(self.skipped.values())
 
     @property
+    def read_bytes(self) -> int:
+        """Stored bytes read so far."""
+        return self.outcome.read_bytes
+
+    @property
+    def n_documents(self) -> int:
+        """Documents given so far."""
+        return self.outcome.n_documents
+
+    @property
+    def replaced_files(self) -> int:
+        """Files with bytes that are not UTF-8 and were replaced, so far."""
+        return self.outcome.replaced_files
+
+    @property
+    def replaced_bytes(self) -> int:
+        """Those bytes."""
+        return self.outcome.replaced_bytes
+
+    @property
     def sha256(self) -> str:
-        """SHA-256 over the documents read so far, each as its length (8 bytes, little-endian) and its bytes."""
-        return self._digest.hexdigest()
+        """SHA-256 over the documents read so far, each as its length (8 bytes, little-endian) and its bytes.
+
+        They are the UTF-8 bytes of its text, or its token ids as little-endian uint32.
+        """
+        return self._hash().hexdigest()
+
+    def _hash(self) -> hashlib._Hash:
+        if self._digest is None:
+            import hashlib
+
+            self._digest = hashlib.sha256()
+        return self._digest
+
+    @property
+    def is_tokenized(self) -> bool:
+        """Whether the documents are token ids, so that no tokenizer is needed; False for an empty corpus.
+
+        The names decide, or the first document of the first file that holds one. Of standard input and pipes the
+        first line is looked at, and given again to whoever reads them in this process.
+
+        Raises
+        ------
+        InvalidInput
+            That document cannot be read.
+        """
+        options = replace(self.options, request_field=None, dead_field=None)
+        for file in self.files:
+            how = format_of(file, options)
+            if how not in _RECORD_FORMATS:
+                return how in _TOKEN_FORMATS
+            if how is Format.PARQUET:
+                from engram_tables.corpus.parquet_rows import inspect_parquet
+
+                return inspect_parquet(file, self.options)[0]
+            if file.is_stream:
+                return _stream_holds_ids(file, options)
+            reader = PieceReader(Piece(parts=(_whole(file, options),)), options)
+            for document in reader:
+                return document.ids is not None
+            reader.outcome.check(options.skip_bad)
+        return False
 
     def documents(self) -> Iterator[Document]:
         """Read one file after the other.
@@ -112,35 +279,107 @@ class Corpus:
         Raises
         ------
         InvalidInput
-            Bytes that are not UTF-8, with file and offset, unless they are to be replaced.
+            Bytes that are not UTF-8, with file and offset, unless they are to be replaced; more malformed lines than
+            `options.skip_bad`; text and token ids in one corpus; a file that is damaged.
         OSError
             A file that cannot be read.
         """
-        for file in self.files:
-            raw = _read(file)
-            self._digest.update(len(raw).to_bytes(8, "little"))
-            self._digest.update(raw)
-            text = self._decode(raw, file.source)
-            self.read_bytes += len(raw)
-            self.n_documents += 1
-            yield Document(file.source, text, len(raw))
+        parts = tuple(_whole(file, self.options) for file in self.files)
+        for document in PieceReader(Piece(parts=parts), self.options, self.outcome):
+            raw = document.text.encode() if document.ids is None else document.ids.astype("<u4").tobytes()
+            digest = self._hash()
+            digest.update(len(raw).to_bytes(8, "little"))
+            digest.update(raw)
+            yield document
+        self.outcome.check(self.options.skip_bad)
 
-    def _decode(self, raw: bytes, source: str) -> str:
-        try:
-            return raw.decode()
-        except UnicodeDecodeError as error:
-            if self.decode_errors is DecodeErrors.STRICT:
-                raise InvalidInput(
-                    f"{source}: byte {error.start:,} is 0x{raw[error.start]:02x} ({error.reason}), expected UTF-8; "
-                    "convert the file, leave it out by --exclude, or replace such bytes by U+FFFD with "
-                    "--decode-errors replace"
-                ) from None
-        text = raw.decode(errors="replace")
-        n_replacements = text.count(_REPLACEMENT) - raw.count(_REPLACEMENT.encode())
-        kept_bytes = len(text.encode()) - n_replacements * len(_REPLACEMENT.encode())
-        self.replaced_files += 1
-        self.replaced_bytes += len(raw) - kept_bytes
-        return text
+    def pieces(self, piece_bytes: int) -> list[Piece]:
+        """The corpus cut into pieces of about `piece_bytes` stored bytes, whose documents in order are `documents`'.
+
+        Small files share a piece. Cut are JSONL files, `.npy` and `.bin` files with a `document_end`, and Parquet
+        files between row groups; not those that are compressed as a whole, read as text, or grouped by request ids.
+        The cuts depend on nothing but the files, the options and `piece_bytes`.
+
+        Raises
+        ------
+        InvalidInput
+            A .npy or Parquet file that is none, since the cuts come from its header or footer.
+        """
+        pieces: list[Piece] = []
+        small: list[Part] = []
+        small_bytes = 0
+        for file in self.files:
+            parts = _parts(file, self.options, max(piece_bytes, 1))
+            # A stream is read by the process that found it, so it never shares a piece.
+            alone = len(parts) > 1 or file.is_stream
+            if small and (alone or small_bytes + parts[0].n_bytes > piece_bytes):
+                pieces.append(Piece(parts=tuple(small)))
+                small, small_bytes = [], 0
+            if alone:
+                pieces.extend(Piece(parts=(part,)) for part in parts)
+            else:
+                small.append(parts[0])
+                small_bytes += parts[0].n_bytes
+        return [*pieces, Piece(parts=tuple(small))] if small else pieces
+
+
+def _whole(file: CorpusFile, options: ReadOptions) -> Part:
+    return Part(file=file, format=format_of(file, options), n_bytes=file.file_bytes)
+
+
+def _parts(file: CorpusFile, options: ReadOptions, piece_bytes: int) -> list[Part]:
+    """A file's parts, of about `piece_bytes` each; one where it cannot be cut or need not be."""
+    whole = _whole(file, options)
+    if file.file_bytes <= piece_bytes or compression_of(file.name) or options.request_field is not None:
+        return [whole]
+    n_parts = -(-file.file_bytes // piece_bytes)
+    if whole.format is Format.JSONL:
+        return _cut(whole, file.file_bytes, n_parts)
+    if whole.format in _TOKEN_FORMATS and options.document_end is not None:
+        from engram_tables.corpus.token_files import inspect_tokens
+
+        about = inspect_tokens(file, whole.format, options)
+        n_tokens = about.n_tokens or 0
+        return _cut(whole, n_tokens, min(n_parts, n_tokens)) if n_tokens else [whole]
+    if whole.format is Format.PARQUET:
+        return _row_groups(whole, options, piece_bytes)
+    return [whole]
+
+
+def _cut(whole: Part, n_units: int, n_parts: int) -> list[Part]:
+    """`n_parts` near-equal stretches of `n_units` bytes or tokens."""
+    bounds = [n_units * nth // n_parts for nth in range(n_parts + 1)]
+    shares = [whole.n_bytes * nth // n_parts for nth in range(n_parts + 1)]
+    return [
+        replace(whole, start=bounds[nth], stop=bounds[nth + 1], n_bytes=shares[nth + 1] - shares[nth])
+        for nth in range(n_parts)
+    ]
+
+
+def _row_groups(whole: Part, options: ReadOptions, piece_bytes: int) -> list[Part]:
+    from engram_tables.corpus.parquet_rows import inspect_parquet
+
+    _, groups = inspect_parquet(whole.file, options)
+    parts: list[Part] = []
+    start = n_rows = n_bytes = rows_before = 0
+    for stop, group in enumerate(groups, start=1):
+        n_rows += group.n_rows
+        n_bytes += group.n_bytes
+        if n_bytes >= piece_bytes or stop == len(groups):
+            parts.append(replace(whole, start=start, stop=stop, n_bytes=n_bytes, lines_before=rows_before))
+            start, rows_before, n_rows, n_bytes = stop, rows_before + n_rows, 0, 0
+    return parts or [whole]
+
+
+def _stream_holds_ids(file: CorpusFile, options: ReadOptions) -> bool:
+    """Whether the first line of JSONL that is not blank gives token ids; the stream still begins there afterwards."""
+    from engram_tables.corpus.records import first_line_holds_ids
+
+    if compression_of(file.name):
+        raise InvalidInput(
+            f"{file.source}: found a compressed pipe, expected lines to look at; decompress into the pipe instead"
+        )
+    return first_line_holds_ids(look_ahead(file, lambda head: b"\n" in head.lstrip(b" \t\r\n")), file, options)
 
 
 def find_documents(
@@ -149,135 +388,69 @@ def find_documents(
     glob: str = "*",
     exclude: Sequence[str] = (),
     decode_errors: DecodeErrors | str = DecodeErrors.STRICT,
+    options: ReadOptions | None = None,
 ) -> Corpus:
     """The corpus that `paths` name.
 
     Parameters
     ----------
     paths
-        Files, directories (searched to their depth, links followed, each directory once), and "-" for standard input.
+        Files; directories (searched to their depth, links followed, each directory once); "-" for standard input;
+        URLs (anything with ://, which fsspec opens: files, and where the protocol lists them directories). A path with
+        * ? or [ that does not exist is a pattern: * ? and [...] match within a name, ** any number of directories, a
+        name that begins with a dot only what does; a directory that it matches is searched as one that is named.
     glob
-        Pattern that a file's name inside a directory must match, case and all; a file that is named itself is read
-        whatever its name. Names that begin with a dot match only a pattern that does.
+        Pattern that a file's name inside a directory must match, case and all; a file that is named itself or matches
+        a pattern among `paths` is read whatever its name. Names that begin with a dot match only a pattern that does.
     exclude
-        Patterns of names inside directories that are left out, directories with all that they hold.
+        Patterns of names inside directories, and below the fixed part of patterns, that are left out; directories
+        with all that they hold.
     decode_errors
-        See `DecodeErrors`.
+        See `DecodeErrors`; short for the same field of `options`.
+    options
+        How the files are read; by their names, if not given.
 
     Raises
     ------
     InvalidInput
-        No path, a path that does not exist, a directory without a matching file, standard input twice.
+        No path, a path that names nothing, a directory or pattern without a matching file, standard input twice, or
+        options that no file can follow.
+    BackendUnavailable
+        The package that a URL's protocol needs is missing.
     """
-    if not paths:
-        raise InvalidInput("corpus: found no path, expected files, directories or - for standard input")
-    for pattern in (glob, *exclude):
-        if "/" in pattern or not pattern:
-            raise InvalidInput(f"glob {pattern!r}: it is matched against names, expected a pattern without /, as *.py")
-    files: list[CorpusFile] = []
-    skipped: dict[Skipped, int] = {}
-    for path in paths:
-        if str(path) == STANDARD_INPUT:
-            if any(file.path is None for file in files):
-                raise InvalidInput("corpus: standard input (-) is given twice, and can be read once; name it once")
-            _standard_input()
-            files.append(CorpusFile(path=None, file_bytes=0))
-            continue
-        files.extend(_find(Path(path), _Choice(glob, tuple(exclude)), skipped))
-    return Corpus(files=tuple(files), skipped=skipped, decode_errors=DecodeErrors(decode_errors))
+    options = options if options is not None else ReadOptions(decode_errors=DecodeErrors(decode_errors))
+    files, skipped = find_files(paths, glob=glob, exclude=exclude)
+    if any(file.is_standard_input for file in files):
+        standard_input()
+    _refuse_idle_options(files, options)
+    return Corpus(files=files, skipped=skipped, options=options)
 
 
-class _Choice(NamedTuple):
-    """Which names inside a directory belong to a corpus."""
-
-    glob: str
-    exclude: tuple[str, ...]
-
-    def refusal(self, name: str, *, is_directory: bool) -> Skipped | None:
-        """Why an entry is left out, if its name is the reason."""
-        if name.startswith(".") and not (self.glob.startswith(".") and fnmatch.fnmatchcase(name, self.glob)):
-            return Skipped.HIDDEN
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in self.exclude):
-            return Skipped.EXCLUDED
-        if not is_directory and not fnmatch.fnmatchcase(name, self.glob):
-            return Skipped.NO_MATCH
-        return None
-
-
-def _find(path: Path, choice: _Choice, skipped: dict[Skipped, int]) -> list[CorpusFile]:
-    try:
-        status = path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        raise InvalidInput(f"{path}: no such file or directory; give text files, directories, or -") from None
-    except OSError as error:
-        error.add_note(_SEARCHING)
-        raise
-    if not stat.S_ISDIR(status.st_mode):
-        return [CorpusFile(path=path, file_bytes=status.st_size if stat.S_ISREG(status.st_mode) else 0)]
-    before = dict(skipped)
-    files = list(_walk(path, choice, skipped, {(status.st_dev, status.st_ino)}))
-    if not files:
-        passed = [f"{n - before.get(why, 0):,} with: {why}" for why, n in skipped.items() if n > before.get(why, 0)]
-        raise InvalidInput(
-            f"{path}: no file in this directory matches {choice.glob!r} ({'; '.join(passed) or 'it is empty'}); "
-            "give another --glob or directory"
-        )
-    return files
-
-
-def _walk(
-    directory: Path, choice: _Choice, skipped: dict[Skipped, int], seen: set[tuple[int, int]]
-) -> Iterator[CorpusFile]:
-    """Files below `directory`, sorted by name at each level; `seen` holds device and inode of directories entered."""
-    try:
-        with os.scandir(directory) as entries:
-            names = sorted(entry.name for entry in entries)
-    except OSError as error:
-        error.add_note(_SEARCHING)
-        raise
-    for name in names:
-        path = directory / name
-        try:
-            status = path.stat()
-        except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ELOOP):
-                _skip(skipped, Skipped.DANGLING)
-                continue
-            error.add_note(_SEARCHING)
-            raise
-        identity, is_directory = (status.st_dev, status.st_ino), stat.S_ISDIR(status.st_mode)
-        refusal = choice.refusal(name, is_directory=is_directory)
-        if refusal is not None:
-            _skip(skipped, refusal)
-        elif is_directory:
-            if identity in seen:
-                _skip(skipped, Skipped.REPEATED)
-            else:
-                seen.add(identity)
-                yield from _walk(path, choice, skipped, seen)
-        elif not stat.S_ISREG(status.st_mode):
-            _skip(skipped, Skipped.NOT_A_FILE)
-        else:
-            yield CorpusFile(path=path, file_bytes=status.st_size)
-
-
-def _skip(skipped: dict[Skipped, int], why: Skipped) -> None:
-    skipped[why] = skipped.get(why, 0) + 1
-
-
-def _read(file: CorpusFile) -> bytes:
-    try:
-        return _standard_input().read() if file.path is None else file.path.read_bytes()
-    except OSError as error:
-        error.add_note(f"while reading the corpus file {file.source}")
-        raise
-
-
-def _standard_input() -> BinaryIO:
-    # A process that was started without one (`<&-`) has None there, against what the type says.
-    stream: TextIO | None = sys.stdin
-    if stream is None or stream.closed:
-        raise InvalidInput(
-            "standard input: found it closed, expected text to read (-); pipe some in, or give files instead"
-        )
-    return stream.buffer
+def _refuse_idle_options(files: Sequence[CorpusFile], options: ReadOptions) -> None:
+    """Refuse what no file of the corpus heeds: an option without effect is a mistake, and it would be silent."""
+    formats = set()
+    for file in files:
+        how = format_of(file, options)
+        formats.add(how)
+        if how is Format.PARQUET and compression_of(file.name):
+            raise InvalidInput(
+                f"{file.source}: found Parquet inside another compression, expected a plain .parquet, which is "
+                "compressed inside and read by pieces; decompress it first"
+            )
+        if how is Format.BIN and options.bin_dtype is None:
+            raise InvalidInput(
+                f"{file.source}: found raw token ids of unknown size, expected --dtype uint16 or uint32; give it, or "
+                "--format if it holds something else, or leave it out by --exclude"
+            )
+    for what, value, wanted in (
+        ("--document-end", options.document_end, _TOKEN_FORMATS),
+        ("--dtype", options.bin_dtype, (Format.BIN,)),
+        ("--request-field", options.request_field, _RECORD_FORMATS),
+        ("--dead-field", options.dead_field, _RECORD_FORMATS),
+        ("--field", None if options.field == "text" else options.field, _RECORD_FORMATS),
+    ):
+        if value is not None and formats.isdisjoint(wanted):
+            raise InvalidInput(
+                f"{what} {value}: found only {', '.join(sorted(formats))} files, expected {' or '.join(wanted)}; "
+                "leave it out, or give --format"
+            )

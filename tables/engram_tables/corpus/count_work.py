@@ -1,0 +1,286 @@
+"""The work of a count: runs, chunk by chunk, then parts, merged from all runs side by side.
+
+Owns the work directory's content and what of it a later run may believe. Knows token streams, and no text.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from engram_tables.corpus.chunks import TokenSource, read_chunk
+from engram_tables.corpus.counting import (
+    Sequences,
+    Strand,
+    Unpacker,
+    Workspace,
+    count_tokens,
+    pad_sequences,
+    run_all,
+    single_tokens,
+    sort_windows,
+    strands,
+)
+from engram_tables.corpus.counts_store import (
+    MANIFEST_NAME,
+    CorpusFigures,
+    CountsSubject,
+    build_manifest,
+    manifest_bytes,
+)
+from engram_tables.corpus.counts_writer import ROW_GROUP_ROWS, RowWriter, order_files, part_name, part_starts
+from engram_tables.corpus.runs import SLICE_WINDOWS, Run, merge_runs, open_run, run_of, save_run
+from engram_tables.corpus.work_directory import WorkDirectory, publish_record, read_record
+from engram_tables.errors import CapacityError, InvalidInput
+from engram_tables.files import fsync_directory, give_second_name, new_directory
+from engram_tables.units import format_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from engram_tables.address.vocabulary import Vocabulary
+    from engram_tables.units import ProgressHook
+
+    Stage = Callable[[str, str], AbstractContextManager[ProgressHook]]
+
+BASE_BYTES = 48 << 20
+THREAD_BYTES = 40 << 20
+"""What counting takes besides its chunk, in all and for each thread: scratch, and the row groups of a part."""
+LEAST_CHUNK_TOKENS = 1 << 16
+
+I64 = npt.NDArray[np.int64]
+
+
+class CountWork:
+    """A count under way in its work directory.
+
+    Attributes
+    ----------
+    n_runs
+        Runs that are merged.
+    n_reused
+        Runs and parts that an earlier run had finished.
+    """
+
+    def __init__(self, directory: WorkDirectory, *, subject: CountsSubject, orders: Sequence[int]) -> None:
+        self.directory = directory
+        self.n_runs = 0
+        self.n_reused = 0
+        self._subject = subject
+        self._orders = tuple(orders)
+        self._strands = strands(
+            self._orders, canonical_size=subject.canonical_size, next_size=subject.next_size,
+            is_padded=subject.pad_id is not None,
+        )  # fmt: skip
+        self._runs: list[list[Run]] = [[] for _ in self._strands]
+        self._occurrences = np.zeros(subject.canonical_size, dtype=np.int64)
+
+    def what_is_kept(self) -> str:
+        """What a later run finds finished, in words; empty if nothing."""
+        kept = [
+            (len(list(self.directory.path.glob("run-*.json"))), "runs"),
+            (len(list(self.directory.path.glob("part-*.json"))), "parts"),
+            (len(list(self.directory.path.glob("tokens*/tokens.json"))), "token stores"),
+            (len(list(self.directory.path.glob("tokens.work/shards/*"))), "shards of tokens"),
+        ]
+        return ", ".join(f"{n:,} {what}" for n, what in kept if n)
+
+    def chunk_tokens(self, memory_bytes: int, threads: int) -> int:
+        """Tokens that are counted at a time within `memory_bytes`."""
+        n_words = max((strand.form.n_words for strand in self._strands), default=1)
+        # Ids, keys, counts; a copy of the ids where followers or padding need one; a second set of wide keys.
+        per_token = 4 + 8 * n_words + 4
+        per_token += (4 if self._subject.next_size else 0) + (16 if n_words == 2 else 0)
+        if self._subject.pad_id is not None:
+            per_token += 4 + (4 if self._subject.next_size else 0) + 8
+        histograms = 8 * self._subject.canonical_size * (threads + 2)
+        left = memory_bytes - BASE_BYTES - THREAD_BYTES * threads - histograms
+        if left < LEAST_CHUNK_TOKENS * per_token:
+            least = memory_bytes - left + LEAST_CHUNK_TOKENS * per_token
+            raise CapacityError(
+                f"memory: found {format_bytes(memory_bytes)}, expected {format_bytes(least)} or more for {threads} "
+                "threads over this vocabulary; give more memory or fewer threads"
+            )
+        return min(left // per_token, 2**32 - 1)
+
+    def count(
+        self, source: TokenSource, vocabulary: Vocabulary, *, memory_bytes: int, threads: int, stage: Stage
+    ) -> None:
+        """Make the runs of the whole stream, those that are finished already left alone."""
+        chunk_tokens = self.chunk_tokens(memory_bytes, threads)
+        position = self._take_finished()
+        self.n_reused = self.n_runs
+        with stage("counting", "tokens") as progress:
+            workspace = Workspace()
+            while position < source.n_tokens:
+                stop = min(position + chunk_tokens, source.n_tokens)
+                in_memory = position == 0 and stop == source.n_tokens and len(self._strands) <= 1
+                self._count_chunk(source, position, stop, vocabulary, workspace, threads=threads, in_memory=in_memory)
+                position = stop
+                progress(position, source.n_tokens)
+
+    def _take_finished(self) -> int:
+        """Open the runs that earlier runs made; where the stream goes on."""
+        position = 0
+        found = sorted(self.directory.path.glob("run-*.json"), key=lambda path: int(path.name.split("-")[1]))
+        for path in found:
+            record = read_record(path)
+            if record is None or record["start"] != position:
+                break
+            try:
+                runs = [open_run(_prefix(path, number), strand.form) for number, strand in enumerate(self._strands)]
+                occurrences = np.load(_occurrences_file(path))
+            except (InvalidInput, FileNotFoundError, ValueError, EOFError):
+                break
+            self._add(runs, occurrences)
+            position = record["stop"]
+        return position
+
+    def _add(self, runs: Sequence[Run], occurrences: I64) -> None:
+        for mine, run in zip(self._runs, runs, strict=True):
+            mine.append(run)
+        self._occurrences += occurrences
+        self.n_runs += 1
+
+    def _count_chunk(
+        self,
+        source: TokenSource,
+        start: int,
+        stop: int,
+        vocabulary: Vocabulary,
+        workspace: Workspace,
+        *,
+        threads: int,
+        in_memory: bool,
+    ) -> None:
+        ahead = max((strand.form.order for strand in self._strands), default=0)
+        chunk = read_chunk(
+            source, start, stop, vocabulary=vocabulary, ahead=ahead, has_following=self._subject.next_size > 0,
+            workspace=workspace, threads=threads,
+        )  # fmt: skip
+        occurrences = count_tokens(chunk.sequences, self._subject.canonical_size, threads=threads)
+        record = self.directory.path / f"run-{start}-{stop}.json"
+        runs = []
+        for number, strand in enumerate(self._strands):
+            sequences = self._padded(chunk.sequences, strand, chunk.is_start)
+            run = run_of(sort_windows(sequences, strand.form, threads=threads, workspace=workspace))
+            if not in_memory:
+                save_run(run, _prefix(record, number))
+                run = open_run(_prefix(record, number), strand.form)
+            runs.append(run)
+        if not in_memory:
+            with _occurrences_file(record).open("wb") as file:
+                np.save(file, occurrences)
+            publish_record(self.directory, record, {"start": start, "stop": stop})
+        self._add(runs, occurrences)
+
+    def _padded(self, sequences: Sequences, strand: Strand, is_start: npt.NDArray[np.bool_]) -> Sequences:
+        if self._subject.pad_id is None:
+            return sequences
+        return pad_sequences(sequences, order=strand.form.order, pad_id=self._subject.pad_id, is_start=is_start)
+
+    def publish(
+        self, output: Path, figures: CorpusFigures, *, threads: int, stage: Stage, force: bool
+    ) -> dict[str, Any]:
+        """Merge the runs to the parts, and make `output` of them; returns its manifest."""
+        starts = part_starts(self._occurrences)
+        stops = np.append(starts[1:], self._subject.canonical_size)
+        before = np.concatenate([[0], np.cumsum(self._occurrences)])
+        n_tokens = int(before[-1])
+        entries: list[dict[str, Any]] = []
+        with stage("writing", "tokens") as progress:
+            done = [0]
+
+            def make(part: int) -> None:
+                entries.extend(self._part(part, int(starts[part]), int(stops[part])))
+                done[0] += int(before[stops[part]] - before[starts[part]])
+                progress(done[0], n_tokens)
+
+            by_size = np.argsort(-(before[stops] - before[starts]), kind="stable").tolist()
+            run_all(make, by_size, threads=threads)
+            manifest = build_manifest(self._subject, figures, starts, entries)
+            self._publish_files(output, manifest, force=force)
+        self.directory.remove()
+        return manifest
+
+    def _publish_files(self, output: Path, manifest: dict[str, Any], *, force: bool) -> None:
+        with new_directory(output, force=force) as target:
+            for order in self._orders:
+                (target / f"order-{order}").mkdir()
+            for entry in manifest["files"]:
+                give_second_name(self._part_file(entry["order"], entry["part"]), target / entry["name"])
+            for order in self._orders:
+                fsync_directory(target / f"order-{order}")
+            self.directory.publish(target / MANIFEST_NAME, manifest_bytes(manifest))
+
+    def _part_file(self, order: int, part: int) -> Path:
+        return self.directory.path / part_name(order, part).replace("/", "-")
+
+    def _part(self, part: int, first_token: int, stop_token: int) -> list[dict[str, Any]]:
+        """The files of one part; their entries in the manifest."""
+        record = self.directory.path / f"part-{part:05}.json"
+        finished = read_record(record)
+        if finished is not None and self._is_whole(part, finished["files"]):
+            self.n_reused += 1
+            return list(finished["files"])
+        place = self.directory.partial / record.stem
+        place.mkdir()
+        entries = []
+        if not self._subject.next_size:
+            entries.append(self._write_tokens(place, first_token, stop_token))
+        for number, strand in enumerate(self._strands):
+            entries.extend(self._write_strand(place, strand, self._runs[number], first_token, stop_token))
+        entries = [{**entry, "part": part} for entry in entries]
+        for entry in entries:
+            (place / f"order-{entry['order']}.parquet").replace(self._part_file(entry["order"], part))
+        shutil.rmtree(place)
+        publish_record(self.directory, record, {"files": entries})
+        return entries
+
+    def _is_whole(self, part: int, files: list[dict[str, Any]]) -> bool:
+        paths = [(self._part_file(entry["order"], part), entry["file_bytes"]) for entry in files]
+        return all(path.is_file() and path.stat().st_size == file_bytes for path, file_bytes in paths)
+
+    def _write_tokens(self, place: Path, first_token: int, stop_token: int) -> dict[str, Any]:
+        """Order 1, whole: where parts are cut follows from it."""
+        rows = single_tokens(self._occurrences[first_token:stop_token])
+        rows.columns[0] += np.uint32(first_token)
+        writer = RowWriter(place / "order-1.parquet", 1, has_next=False)
+        try:
+            for start in range(0, len(rows.counts), ROW_GROUP_ROWS):
+                writer.write(rows.rows(start, start + ROW_GROUP_ROWS))
+        except BaseException:
+            writer.abandon()
+            raise
+        return writer.close()
+
+    def _write_strand(
+        self, place: Path, strand: Strand, runs: list[Run], first_token: int, stop_token: int
+    ) -> Iterator[dict[str, Any]]:
+        form, orders = strand
+        with order_files(place, orders, next_size=form.next_size, room=SLICE_WINDOWS + 8) as files:
+            if runs:
+                least = 1 if orders == (1,) else self._subject.min_count
+                unpacker = Unpacker(form, orders, {n: file.sink for n, file in files.items()}, min_count=least)
+                for block in merge_runs(runs, first_token, stop_token):
+                    for windows, counts, leading in block:
+                        unpacker.add(windows, counts, leading=leading)
+                        for file in files.values():
+                            file.flush()
+                    unpacker.close()
+            entries = [file.close() for file in files.values()]
+        yield from entries
+
+
+def _prefix(record: Path, strand: int) -> Path:
+    return record.with_name(f"{record.stem}.{strand}")
+
+
+def _occurrences_file(record: Path) -> Path:
+    return record.with_name(f"{record.stem}.tokens.npy")

@@ -1,0 +1,185 @@
+"""Counts to Parquet: parts, each a range of leading tokens, with one file an order.
+
+Owns where files are cut and how they are encoded. Knows no run and no text.
+
+Where parts are cut follows from how often each token leads, and from nothing else: any division of the work, any
+merging of partial counts, gives the same files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from engram_tables.corpus.counting import NO_NEXT, NgramCounts, RowSink, named_columns
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+PART_TOKENS = 1 << 22
+"""Occurrences of leading tokens that a part holds, unless one token alone has more."""
+ROW_GROUP_ROWS = 1 << 17
+"""Rows that a lookup reads for one n-gram."""
+
+U32 = npt.NDArray[np.uint32]
+U64 = npt.NDArray[np.uint64]
+I64 = npt.NDArray[np.int64]
+
+
+def column_names(order: int) -> list[str]:
+    """The token columns of an order, oldest first.
+
+    >>> column_names(3)
+    ['back_2', 'back_1', 'back_0']
+    """
+    return [f"back_{back}" for back in reversed(range(order))]
+
+
+def table_schema(order: int, *, has_next: bool) -> pa.Schema:
+    """The columns of an order's files."""
+    import pyarrow as pa
+
+    fields = [pa.field(name, pa.uint32(), nullable=False) for name in column_names(order)]
+    if has_next:
+        fields.append(pa.field("next_token", pa.uint32(), nullable=True))
+    return pa.schema([*fields, pa.field("count", pa.uint64(), nullable=False)])
+
+
+def part_starts(occurrences: I64) -> I64:
+    """int64 (n_parts,): the first leading token of each part; the first is 0.
+
+    Parameters
+    ----------
+    occurrences
+        int64 (canonical_size,): how often each id occurs, whatever orders are counted.
+    """
+    before = np.cumsum(occurrences) - occurrences
+    passed = before // PART_TOKENS
+    begins = np.flatnonzero((passed[1:] != passed[:-1]) & (occurrences[1:] > 0)) + 1
+    return np.concatenate([[0], begins]).astype(np.int64)
+
+
+def part_name(order: int, part: int) -> str:
+    """A file's name inside the counts directory."""
+    return f"order-{order}/part-{part:05}.parquet"
+
+
+class OrderFile:
+    """One order of one part, while it is written: rows are taken by `sink` and leave it a row group at a time."""
+
+    def __init__(self, path: Path, order: int, *, next_size: int, room: int) -> None:
+        """`room`: the most rows that are added between two calls of `flush`."""
+        self._order = order
+        self._next_size = next_size
+        n_columns = order + bool(next_size)
+        self.sink = RowSink(
+            np.empty((n_columns, ROW_GROUP_ROWS + room), dtype=np.uint32), np.empty(ROW_GROUP_ROWS + room, np.uint64)
+        )
+        self.writer = RowWriter(path, order, has_next=bool(next_size))
+
+    def flush(self, *, is_last: bool = False) -> None:
+        """Write the row groups that are full, and with `is_last` what is left."""
+        sink = self.sink
+        while sink.row >= ROW_GROUP_ROWS or (is_last and sink.row):
+            n_rows = min(sink.row, ROW_GROUP_ROWS)
+            self.writer.write(
+                named_columns(self._order, sink.columns[:, :n_rows], sink.totals[:n_rows], self._next_size)
+            )
+            left = sink.row - n_rows
+            sink.columns[:, :left] = sink.columns[:, n_rows : sink.row].copy()
+            sink.totals[:left] = sink.totals[n_rows : sink.row].copy()
+            sink.row = left
+
+    def close(self) -> dict[str, Any]:
+        """Write what is left; the file's entry in the manifest, with what was too rare to be written."""
+        self.flush(is_last=True)
+        return self.writer.close() | {
+            "dropped_distinct": int(self.sink.dropped[0]),
+            "dropped_total": int(self.sink.dropped[1]),
+        }
+
+
+class RowWriter:
+    """A Parquet file of one order that is written row group by row group, and flushed when it is closed."""
+
+    def __init__(self, path: Path, order: int, *, has_next: bool) -> None:
+        import pyarrow.parquet as pq
+
+        self._path = path
+        self._order = order
+        self._has_next = has_next
+        self._schema = table_schema(order, has_next=has_next)
+        self._n_rows = self._n_distinct = self._n_total = 0
+        self._last: U32 | None = None
+        # Sorted columns leave nothing to a dictionary or a compressor; checksums let a reader refuse a flipped bit.
+        self._writer = pq.ParquetWriter(
+            path, self._schema, compression="none", use_dictionary=False, write_statistics=True,
+            write_page_checksum=True, column_encoding=dict.fromkeys(self._schema.names, "DELTA_BINARY_PACKED"),
+        )  # fmt: skip
+
+    def write(self, rows: NgramCounts) -> None:
+        """Write a row group."""
+        import pyarrow as pa
+
+        arrays = [pa.array(column) for column in rows.columns]
+        if rows.next_tokens is not None:
+            ends = rows.next_tokens == NO_NEXT
+            arrays.append(pa.array(np.where(ends, 0, rows.next_tokens).astype(np.uint32), mask=ends))
+        table = pa.Table.from_arrays([*arrays, pa.array(rows.counts)], schema=self._schema)
+        self._writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+        self._n_rows += len(rows.counts)
+        self._n_total += int(rows.counts.sum())
+        self._n_distinct += self._distinct(rows) if self._has_next else len(rows.counts)
+
+    def _distinct(self, rows: NgramCounts) -> int:
+        """N-grams that begin in these rows, of which each may have several."""
+        begins = (rows.columns[:, 1:] != rows.columns[:, :-1]).any(axis=0)
+        first = self._last is None or (self._last != rows.columns[:, 0]).any()
+        self._last = rows.columns[:, -1].copy()
+        return int(begins.sum()) + int(first)
+
+    def close(self) -> dict[str, Any]:
+        """End the file; its entry in the manifest."""
+        self._writer.close()
+        with self._path.open("rb") as file:
+            os.fsync(file.fileno())
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return {
+            "order": self._order,
+            "file_bytes": self._path.stat().st_size,
+            "sha256": digest,
+            "n_rows": self._n_rows,
+            "n_distinct": self._n_distinct,
+            "n_total": self._n_total,
+        }
+
+    def abandon(self) -> None:
+        """Close an unfinished file, which its owner removes."""
+        try:
+            self._writer.close()
+        except OSError:
+            # The disk that is full is why it is abandoned.
+            return
+
+
+@contextmanager
+def order_files(
+    directory: Path, orders: Sequence[int], *, next_size: int, room: int
+) -> Iterator[Mapping[int, OrderFile]]:
+    """Files order-N.parquet in `directory`, abandoned if the block ends with an exception."""
+    files: dict[int, OrderFile] = {}
+    try:
+        for order in orders:
+            files[order] = OrderFile(directory / f"order-{order}.parquet", order, next_size=next_size, room=room)
+        yield files
+    except BaseException:
+        for file in files.values():
+            file.writer.abandon()
+        raise
