@@ -6,7 +6,20 @@ from typing import Annotated
 
 import typer
 
-from engram_cli.commands import bench_offload, build_table, build_vocab, count, golden, hash, inspect, spec, verify
+from engram_cli.commands import (
+    bench_offload,
+    build_table,
+    build_vocab,
+    count,
+    counts,
+    golden,
+    hash,
+    inspect,
+    spec,
+    tokenize,
+    trace,
+    verify,
+)
 from engram_cli.console import guarded, set_verbosity
 
 app = typer.Typer(
@@ -16,12 +29,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 spec_app = typer.Typer(name="spec", help="The constants that address a table.", no_args_is_help=True)
+counts_app = typer.Typer(name="counts", help="What counts hold, and their sums.", no_args_is_help=True)
 golden_app = typer.Typer(name="golden", help="Golden vectors for other programs.", no_args_is_help=True)
 inspect_app = typer.Typer(name="inspect", help="Look inside tables and vocabularies.", no_args_is_help=True)
 
 app.command("build-vocab")(guarded(build_vocab.build_vocab))
 app.command("hash")(guarded(hash.hash_ids))
+app.command("tokenize")(guarded(tokenize.tokenize))
 app.command("count")(guarded(count.count))
+app.command("trace")(guarded(trace.trace))
 app.command("build-table")(guarded(build_table.build_table))
 app.command("verify")(guarded(verify.verify))
 app.command("bench-offload")(guarded(bench_offload.bench_offload))
@@ -29,12 +45,17 @@ spec_app.command("list")(guarded(spec.list_presets))
 spec_app.command("show")(guarded(spec.show_spec))
 spec_app.command("make")(guarded(spec.make_spec))
 spec_app.command("export")(guarded(spec.export_spec))
+counts_app.command("top")(guarded(counts.top))
+counts_app.command("get")(guarded(counts.get))
+counts_app.command("stats")(guarded(counts.stats))
+counts_app.command("merge")(guarded(counts.merge))
 golden_app.command("emit")(guarded(golden.emit_golden))
 golden_app.command("check")(guarded(golden.check_golden))
 inspect_app.command("ngram")(guarded(inspect.inspect_ngram))
 inspect_app.command("table")(guarded(inspect.inspect_table))
 inspect_app.command("vocab")(guarded(inspect.inspect_vocab))
 app.add_typer(spec_app)
+app.add_typer(counts_app)
 app.add_typer(golden_app)
 app.add_typer(inspect_app)
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from engram_cli.console import emit, progress, say, show, show_table
+from engram_cli.console import emit, progress, say, show
+from engram_cli.counted import counted_record, narrate_counted, show_counted, top_of
 from engram_cli.options import (
     CorpusFormat,
     CorpusPaths,
@@ -34,9 +34,7 @@ from engram_tables.errors import InvalidInput
 from engram_tables.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
-    from engram_tables.address.vocabulary import Vocabulary
-    from engram_tables.corpus.count_corpus import CountedCorpus, CountPlan
-    from engram_tables.corpus.counts_query import CountedNgram
+    from engram_tables.corpus.count_corpus import CountPlan
 
 
 def count(
@@ -131,12 +129,12 @@ def count(
         _show_plan(plan, json_lines=json_lines)
         return
     counted = run_count(plan, memory_bytes=memory_bytes, threads=threads, restart=restart, force=force, stage=progress)
-    _narrate(counted)
-    best = _top(plan, vocabulary, top)
+    narrate_counted(counted)
+    best = top_of(output, vocabulary, top)
     if json_lines:
-        emit(_record(plan, counted, best))
+        emit(counted_record("engram.count/2", output, counted, best) | {"skipped": _skipped(plan)})
     else:
-        _show(plan, counted, best)
+        show_counted(output, counted, best)
 
 
 def _parse_orders(text: str) -> list[int]:
@@ -150,16 +148,6 @@ def _say_skipped(plan: CountPlan) -> None:
     if plan.text is not None:
         for reason, n_entries in sorted(plan.text.corpus.skipped.items()):
             say(f"left out: {n_entries:,} directory entries, {reason.value}")
-
-
-def _narrate(counted: CountedCorpus) -> None:
-    figures = counted.manifest["corpus"]
-    if figures["replaced_bytes"]:
-        say(f"{figures['replaced_bytes']:,} bytes are not UTF-8 and became U+FFFD")
-    if figures["n_bad_lines"]:
-        say(f"left out: {figures['n_bad_lines']:,} malformed lines")
-    if counted.n_reused:
-        say(f"went on from {counted.n_reused:,} runs and parts of an earlier run")
 
 
 def _show_plan(plan: CountPlan, *, json_lines: bool) -> None:
@@ -197,72 +185,3 @@ def _skipped(plan: CountPlan) -> dict[str, int]:
     if plan.text is None:
         return {}
     return {reason.name.lower(): n_entries for reason, n_entries in sorted(plan.text.corpus.skipped.items())}
-
-
-def _top(plan: CountPlan, vocabulary: Vocabulary, k: int) -> dict[int, list[CountedNgram]]:
-    from engram_tables.corpus.counts_query import top_ngrams
-    from engram_tables.corpus.counts_store import open_counts
-
-    with open_counts(plan.output) as counts:
-        return dict(top_ngrams(counts, k, vocabulary=vocabulary)) if k else {order: [] for order in counts.orders}
-
-
-def _record(plan: CountPlan, counted: CountedCorpus, best: dict[int, list[CountedNgram]]) -> dict[str, Any]:
-    manifest = counted.manifest
-    return {
-        "schema": "engram.count/2",
-        "output": str(plan.output),
-        "manifest_sha256": manifest["manifest_sha256"],
-        "vocab_sha256": plan.subject.vocab_sha256,
-        "corpus": manifest["corpus"],
-        "skipped": _skipped(plan),
-        "next": manifest["next"],
-        "pad_id": manifest["pad_id"],
-        "min_count": manifest["min_count"],
-        "n_runs": counted.n_runs,
-        "n_reused": counted.n_reused,
-        "written_bytes": sum(file["file_bytes"] for file in manifest["files"]),
-        "orders": [
-            {
-                "order": int(order),
-                **figures,
-                "top": [
-                    {"ids": list(ngram.ids), "forms": list(ngram.forms or ()), "count": ngram.count}
-                    for ngram in best[int(order)]
-                ],
-            }
-            for order, figures in sorted(manifest["orders"].items())
-        ],
-    }
-
-
-def _show(plan: CountPlan, counted: CountedCorpus, best: dict[int, list[CountedNgram]]) -> None:
-    manifest = counted.manifest
-    corpus, files = manifest["corpus"], manifest["files"]
-    show(
-        f"{corpus['n_documents']:,} documents, {format_bytes(corpus['read_bytes'])}, {corpus['n_tokens']:,} tokens "
-        f"over {plan.subject.canonical_size:,} canonical ids"
-    )
-    rows = []
-    for order, told in sorted(manifest["orders"].items()):
-        mean = f"{told['n_total'] / told['n_distinct']:.2f}" if told["n_distinct"] else "-"
-        file_bytes = sum(file["file_bytes"] for file in files if file["order"] == int(order))
-        row = [order, f"{told['n_total']:,}", f"{told['n_distinct']:,}", mean, format_bytes(file_bytes)]
-        rows.append([*row, f"{told['dropped_distinct']:,}"] if plan.subject.min_count > 1 else row)
-    titles = ["order", "n-grams", "distinct", "mean count", "on disk"]
-    if plan.subject.min_count > 1:
-        titles.append(f"below {plan.subject.min_count}")
-    show_table("", titles, rows)
-    for order, ngrams in best.items():
-        if not ngrams:
-            continue
-        lines = [
-            [
-                " ".join(json.dumps(form, ensure_ascii=False) for form in ngram.forms or ()),
-                f"{ngram.count:,}",
-                f"{100 * (ngram.share or 0):.3f} %",
-            ]
-            for ngram in ngrams
-        ]
-        show_table(f"most frequent, order {order}", ["canonical forms", "count", "share"], lines)
-    show(f"written: {plan.output}")

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engram_cli.console import detail, emit, progress, say, show, show_table
-from engram_cli.options import Force, JsonFlag, VocabFile
+from engram_cli.counted import counted_record, narrate_counted, show_counted, top_of
+from engram_cli.options import Force, JsonFlag, Restart, Threads, VocabFile
 from engram_tables.errors import InvalidInput
 from engram_tables.units import parse_integers
 
@@ -344,7 +345,46 @@ def _show_statistics(found: Sequence[OrderStatistics]) -> None:
             show(f"order {order.order}: a power law fits poorly; do not extrapolate from it")
 
 
-# --- merge: of another module's making; put it below this line -------------------------------------------------------
+# --- merge -------------------------------------------------------------------------------------------------------
+
+
+def merge(
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(metavar="COUNTS...", help="Counts directories of one vocabulary.", show_default=False),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The counts directory to write.")],
+    min_count: Annotated[
+        int, typer.Option("--min-count", min=1, help="Leave out n-grams that occur less often, order 1 excepted.")
+    ] = 1,
+    top: Annotated[int, typer.Option("--top", min=0, help="Most frequent n-grams to print for each order.")] = 0,
+    vocab: VocabFile = None,
+    threads: Threads = None,
+    restart: Restart = False,
+    force: Force = False,
+    json: JsonFlag = False,
+) -> None:
+    """Add counts up: the same bytes as counting all of their corpora at once, in any order and by any steps.
+
+    Inputs must hold the same orders, counted in the same way, rare n-grams included. A run that is stopped leaves
+    what is finished in DIR.work, and the same command goes on there.
+
+    \b
+    Examples:
+      engram counts merge monday tuesday wednesday -o week
+      engram counts merge part-*/ --min-count 3 --top 10 --vocab v4.vocab.parquet -o counts
+    """
+    from engram_tables.corpus.counts_merge import merge_counts
+
+    merged = merge_counts(
+        inputs, output=output, min_count=min_count, threads=threads, restart=restart, force=force, stage=progress
+    )
+    narrate_counted(merged)
+    best = top_of(output, _vocabulary(vocab), top)
+    if json:
+        emit(counted_record("engram.counts-merge/1", output, merged, best))
+    else:
+        show_counted(output, merged, best)
 
 
 # --- what the commands share -----------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engram_tables.address.vocabulary import Rule, Vocabulary
-from engram_tables.corpus import count_work, counting, counts_writer, runs
+from engram_tables.corpus import count_work, counts_writer, runs, unpacking
 from engram_tables.corpus.count_corpus import plan_count, run_count
+from engram_tables.corpus.counts_merge import merge_counts
 from engram_tables.corpus.counts_store import open_counts
 from engram_tables.corpus.reference import count_followed_reference
 from engram_tables.corpus.token_shards import write_tokens
@@ -78,6 +80,7 @@ def corpora(draw: st.DrawFn) -> tuple[Documents, list[int]]:
     chunk=st.integers(1, 12),
     share=st.sampled_from([2, 5, 32_768]),
     split=st.integers(0, 9),
+    least=st.sampled_from([1, 1, 2, 3]),
 )
 def test_counts_equal_the_reference_for_any_memory_threads_and_split(
     tmp_path: Path,
@@ -88,6 +91,7 @@ def test_counts_equal_the_reference_for_any_memory_threads_and_split(
     chunk: int,
     share: int,
     split: int,
+    least: int,
 ) -> None:
     documents, canonical_ids = corpus
     vocabulary = vocabulary_of(canonical_ids)
@@ -104,31 +108,48 @@ def test_counts_equal_the_reference_for_any_memory_threads_and_split(
         "next_raw": with_next,
         "pad_token": 0 if is_padded else None,
     }
+    rare = {"min_count": least}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(counts_writer, "PART_TOKENS", 7)
         patch.setattr(counts_writer, "ROW_GROUP_ROWS", 4)
         patch.setattr(count_work, "ROW_GROUP_ROWS", 4)
-        run_count(plan_count([whole], output=tmp_path / "one", **options), threads=1)
+        run_count(plan_count([whole], output=tmp_path / "one", **options, **rare), threads=1)
         patch.setattr(count_work.CountWork, "chunk_tokens", lambda *_: chunk)
         patch.setattr(runs, "SLICE_WINDOWS", share)
         patch.setattr(count_work, "SLICE_WINDOWS", share)
-        patch.setattr(counting, "STRETCH", 3)
-        run_count(plan_count(parts, output=tmp_path / "two", **options), threads=3)
-    assert digests(tmp_path / "one") == digests(tmp_path / "two")
+        patch.setattr(unpacking, "STRETCH", 3)
+        run_count(plan_count(parts, output=tmp_path / "two", **options, **rare), threads=3)
+        separate = [tmp_path / "c0", tmp_path / "c1"]
+        for tokens, output in zip(parts, separate, strict=True):
+            shutil.rmtree(output, ignore_errors=True)
+            run_count(plan_count([tokens], output=output, **options))
+        shutil.rmtree(tmp_path / "merged", ignore_errors=True)
+        merge_counts(separate[:: 1 if split % 2 else -1], output=tmp_path / "merged", threads=2, min_count=least)
+    assert digests(tmp_path / "one") == digests(tmp_path / "two") == digests(tmp_path / "merged")
     for order in orders | {1}:
         expected = count_followed_reference(
             documents, order, canonical_ids=canonical_ids, pad_id=canonical_ids[0] if is_padded else None,
             with_next=with_next,
         )  # fmt: skip
+        totals: Counter[tuple[int, ...]] = Counter()
+        for key, n in expected.items():
+            totals[key[:order]] += n
+        kept = {ngram: n for ngram, n in totals.items() if n >= least or order == 1}
         found = rows_of(tmp_path / "one", order)
-        assert list(found.items()) == list(expected.items())
+        assert list(found.items()) == [(key, n) for key, n in expected.items() if key[:order] in kept]
         with open_counts(tmp_path / "one") as counts:
-            ngrams = {key[:order] for key in expected}
-            assert counts.n_distinct(order) == len(ngrams)
-            assert counts.n_total(order) == sum(expected.values())
-            if ngrams:
-                totals = counts.lookup(sorted(ngrams)).tolist()
-                assert totals == [sum(n for key, n in expected.items() if key[:order] == ngram) for ngram in sorted(ngrams)]
+            assert counts.n_distinct(order) == len(kept)
+            assert counts.n_total(order) == sum(kept.values())
+            told = counts.manifest["orders"][str(order)]
+            assert told["dropped_distinct"] == len(totals) - len(kept)
+            assert told["dropped_total"] == sum(totals.values()) - sum(kept.values())
+            if totals:
+                assert counts.lookup(list(totals)).tolist() == [kept.get(ngram, 0) for ngram in totals]
+            if with_next and kept:
+                ngram = max(kept, key=lambda found: kept[found])
+                tokens, n = counts.following(ngram)
+                pairs = dict(zip(tokens.tolist(), n.tolist(), strict=True))
+                assert pairs == {key[order]: n for key, n in expected.items() if key[:order] == ngram}
 
 
 @pytest.mark.parametrize("orders", [(2, 3, 4), (5,), (2, 5)])

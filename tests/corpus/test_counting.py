@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engram_tables.corpus import counting, kernels
-from engram_tables.corpus.counting import NgramCounts, Workspace, check_orders, count_ngrams
+from engram_tables.corpus.counting import Workspace, check_orders, count_ngrams
+from engram_tables.corpus.ngram_counts import NgramCounts
 from engram_tables.corpus.reference import count_ngrams_reference
 from engram_tables.errors import CapacityError, InvalidInput
 

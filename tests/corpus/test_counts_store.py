@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engram_tables.corpus import counts_store
-from engram_tables.corpus.counting import NgramCounts, count_ngrams
+from engram_tables.corpus.counting import count_ngrams
 from engram_tables.corpus.counts_store import CountsProvenance, open_counts, write_counts
+from engram_tables.corpus.ngram_counts import NgramCounts
 from engram_tables.errors import InvalidInput, SpecMismatch
 from engram_tables.units import canonical_json
 

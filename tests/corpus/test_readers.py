@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engram_tables.corpus.readers import Corpus, CorpusFile, DecodeErrors, Skipped, find_documents
+from engram_tables.corpus.readers import Corpus, CorpusFile, DecodeErrors, ReadOptions, Skipped, find_documents
 from engram_tables.errors import InvalidInput
 
 
@@ -114,7 +114,8 @@ def test_bytes_that_are_not_utf8_are_named_with_their_offset(tmp_path: Path) -> 
 @given(st.lists(st.binary(max_size=12) | st.sampled_from([b"\xef\xbf\xbd", b"\xef\xbf", b"\xf0\x9f", "é😀".encode()])))
 def test_replaced_bytes_are_exactly_those_outside_valid_characters(parts: list[bytes]) -> None:
     raw = b"".join(parts)
-    corpus = Corpus(files=(CorpusFile(path=None, file_bytes=0),), decode_errors=DecodeErrors.REPLACE)
+    options = ReadOptions(decode_errors=DecodeErrors.REPLACE)
+    corpus = Corpus(files=(CorpusFile(path=None, file_bytes=0),), options=options)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(raw)))
         (document,) = corpus.documents()
@@ -167,13 +168,23 @@ def test_a_closed_standard_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         list(opened.documents())
 
 
-@pytest.mark.parametrize("name", ["scandir", "read"])
+@pytest.mark.parametrize("name", ["scandir", "open"])
 def test_errors_of_the_system_name_the_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise PermissionError(13, "made to fail")
 
     write(tmp_path, "a.txt")
-    monkeypatch.setattr(os, "scandir", fail) if name == "scandir" else monkeypatch.setattr(Path, "read_bytes", fail)
+    monkeypatch.setattr(os, "scandir", fail) if name == "scandir" else monkeypatch.setattr(Path, "open", fail)
     with pytest.raises(PermissionError) as caught:
         list(find_documents([tmp_path]).documents())
     assert "corpus" in " ".join(caught.value.__notes__)
+
+
+def test_two_ways_to_say_how_bytes_are_decoded_must_agree(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xff")
+    replacing = ReadOptions(decode_errors=DecodeErrors.REPLACE)
+    for options in (None, replacing):
+        corpus = find_documents([tmp_path], decode_errors="replace", options=options)
+        assert [document.text for document in corpus.documents()] == ["\ufffd"]
+    with pytest.raises(TypeError, match="decode_errors=replace"):
+        find_documents([tmp_path], decode_errors="replace", options=ReadOptions())

@@ -11,12 +11,13 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engram_tables.corpus.chunks import TokenSource
 from engram_tables.corpus.count_work import CountWork
-from engram_tables.corpus.counting import check_orders
+from engram_tables.corpus.counting import check_orders, strands
 from engram_tables.corpus.counts_store import CorpusFigures, CountsSubject, refuse_output
 from engram_tables.corpus.documents import ReadOptions
 from engram_tables.corpus.readers import STANDARD_INPUT, find_documents
@@ -34,6 +35,17 @@ if TYPE_CHECKING:
 Stage = Callable[[str, str], AbstractContextManager[ProgressHook]]
 """Called with the name of a stage and its unit; the progress hook it gives lives as long as the stage."""
 DEFAULT_MEMORY_BYTES = 1 << 31
+
+
+class Engine(StrEnum):
+    """What counts the tokens."""
+
+    LOCAL = "local"
+    """This process's threads."""
+    RAY = "ray"
+    """Tasks on a Ray cluster."""
+
+
 WORK_SCHEMA = "engram.count-work/1"
 COMMAND = "engram count"
 
@@ -196,6 +208,8 @@ def run_count(
     *,
     memory_bytes: int = DEFAULT_MEMORY_BYTES,
     threads: int | None = None,
+    engine: Engine = Engine.LOCAL,
+    ray_address: str | None = None,
     restart: bool = False,
     force: bool = False,
     stage: Stage = unwatched,
@@ -209,6 +223,10 @@ def run_count(
     ----------
     memory_bytes
         Bound of the memory that counting takes for itself. Files it writes and maps are not part of it.
+    engine
+        Never changes a byte of the result.
+    ray_address
+        A running cluster's address, for the engine ray; a local one is started and ended if None.
     restart
         Remove the work of an earlier run first.
 
@@ -227,24 +245,35 @@ def run_count(
         stores = [held.enter_context(open_tokens(path)) for path in plan.stores]
         directory = WorkDirectory.open(plan.work, plan.describe(stores), command=COMMAND, restart=restart)
         held.callback(directory.close)
-        work = CountWork(directory, subject=plan.subject, orders=plan.orders)
+        wound = strands(
+            plan.orders,
+            canonical_size=plan.subject.canonical_size,
+            next_size=plan.subject.next_size,
+            is_fused=plan.subject.pad_id is None,
+        )
+        work = CountWork(directory, subject=plan.subject, orders=plan.orders, wound=wound)
         try:
             if plan.text is not None:
                 stores.append(held.enter_context(_tokens_of(plan.text, threads=threads, stage=stage)))
             source = TokenSource(stores)
             source.check_vocabulary(plan.vocabulary)
-            work.count(source, plan.vocabulary, memory_bytes=memory_bytes, threads=n_workers, stage=stage)
+            if engine is Engine.RAY:
+                from engram_tables.corpus.ray_engine import count_on_ray
+
+                count_on_ray(work, source, plan.vocabulary, address=ray_address, memory_bytes=memory_bytes, stage=stage)
+            else:
+                work.count(source, plan.vocabulary, memory_bytes=memory_bytes, threads=n_workers, stage=stage)
             manifest = work.publish(plan.output, _figures(stores), threads=n_workers, stage=stage, force=force)
         except BaseException as error:
-            if isinstance(error, OSError):
-                error.add_note(f"while writing the counts {plan.output}")
-            _keep_finished(work, error)
+            keep_finished(work, error)
             raise
     return CountedCorpus(manifest=manifest, n_runs=work.n_runs, n_reused=work.n_reused)
 
 
-def _keep_finished(work: CountWork, error: BaseException) -> None:
-    """Leave what a later run can use, or nothing, and say which."""
+def keep_finished(work: CountWork, error: BaseException) -> None:
+    """Leave what a later run can use, or nothing, and say which in a note on `error`."""
+    if isinstance(error, OSError):
+        error.add_note(f"while writing the counts below {work.directory.path}")
     kept = work.what_is_kept()
     if not kept:
         work.directory.remove()

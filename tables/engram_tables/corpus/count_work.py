@@ -5,8 +5,9 @@ Owns the work directory's content and what of it a later run may believe. Knows 
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,14 +19,12 @@ from engram_tables.corpus.chunks import TokenSource, read_chunk
 from engram_tables.corpus.counting import (
     Sequences,
     Strand,
-    Unpacker,
     Workspace,
     count_tokens,
     pad_sequences,
     run_all,
     single_tokens,
     sort_windows,
-    strands,
 )
 from engram_tables.corpus.counts_store import (
     MANIFEST_NAME,
@@ -36,14 +35,13 @@ from engram_tables.corpus.counts_store import (
 )
 from engram_tables.corpus.counts_writer import ROW_GROUP_ROWS, RowWriter, order_files, part_name, part_starts
 from engram_tables.corpus.runs import SLICE_WINDOWS, Run, merge_runs, open_run, run_of, save_run
+from engram_tables.corpus.unpacking import Unpacker
 from engram_tables.corpus.work_directory import WorkDirectory, publish_record, read_record
 from engram_tables.errors import CapacityError, InvalidInput
 from engram_tables.files import fsync_directory, give_second_name, new_directory
 from engram_tables.units import format_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from engram_tables.address.vocabulary import Vocabulary
     from engram_tables.units import ProgressHook
 
@@ -62,23 +60,24 @@ class CountWork:
 
     Attributes
     ----------
+    subject, strands
+        What is counted, and the windows that are sorted for it.
     n_runs
         Runs that are merged.
     n_reused
         Runs and parts that an earlier run had finished.
     """
 
-    def __init__(self, directory: WorkDirectory, *, subject: CountsSubject, orders: Sequence[int]) -> None:
+    def __init__(
+        self, directory: WorkDirectory, *, subject: CountsSubject, orders: Sequence[int], wound: Sequence[Strand]
+    ) -> None:
         self.directory = directory
         self.n_runs = 0
         self.n_reused = 0
-        self._subject = subject
+        self.subject = subject
         self._orders = tuple(orders)
-        self._strands = strands(
-            self._orders, canonical_size=subject.canonical_size, next_size=subject.next_size,
-            is_padded=subject.pad_id is not None,
-        )  # fmt: skip
-        self._runs: list[list[Run]] = [[] for _ in self._strands]
+        self.strands = tuple(wound)
+        self._runs: list[list[Run]] = [[] for _ in self.strands]
         self._occurrences = np.zeros(subject.canonical_size, dtype=np.int64)
 
     def what_is_kept(self) -> str:
@@ -93,13 +92,13 @@ class CountWork:
 
     def chunk_tokens(self, memory_bytes: int, threads: int) -> int:
         """Tokens that are counted at a time within `memory_bytes`."""
-        n_words = max((strand.form.n_words for strand in self._strands), default=1)
+        n_words = max((strand.form.n_words for strand in self.strands), default=1)
         # Ids, keys, counts; a copy of the ids where followers or padding need one; a second set of wide keys.
         per_token = 4 + 8 * n_words + 4
-        per_token += (4 if self._subject.next_size else 0) + (16 if n_words == 2 else 0)
-        if self._subject.pad_id is not None:
-            per_token += 4 + (4 if self._subject.next_size else 0) + 8
-        histograms = 8 * self._subject.canonical_size * (threads + 2)
+        per_token += (4 if self.subject.next_size else 0) + (16 if n_words == 2 else 0)
+        if self.subject.pad_id is not None:
+            per_token += 4 + (4 if self.subject.next_size else 0) + 8
+        histograms = 8 * self.subject.canonical_size * (threads + 2)
         left = memory_bytes - BASE_BYTES - THREAD_BYTES * threads - histograms
         if left < LEAST_CHUNK_TOKENS * per_token:
             least = memory_bytes - left + LEAST_CHUNK_TOKENS * per_token
@@ -114,19 +113,18 @@ class CountWork:
     ) -> None:
         """Make the runs of the whole stream, those that are finished already left alone."""
         chunk_tokens = self.chunk_tokens(memory_bytes, threads)
-        position = self._take_finished()
-        self.n_reused = self.n_runs
+        position = self.take_finished()
         with stage("counting", "tokens") as progress:
             workspace = Workspace()
             while position < source.n_tokens:
                 stop = min(position + chunk_tokens, source.n_tokens)
-                in_memory = position == 0 and stop == source.n_tokens and len(self._strands) <= 1
+                in_memory = position == 0 and stop == source.n_tokens and len(self.strands) <= 1
                 self._count_chunk(source, position, stop, vocabulary, workspace, threads=threads, in_memory=in_memory)
                 position = stop
                 progress(position, source.n_tokens)
 
-    def _take_finished(self) -> int:
-        """Open the runs that earlier runs made; where the stream goes on."""
+    def take_finished(self) -> int:
+        """Open the runs that earlier runs made; the position up to which they reach."""
         position = 0
         found = sorted(self.directory.path.glob("run-*.json"), key=lambda path: int(path.name.split("-")[1]))
         for path in found:
@@ -134,15 +132,17 @@ class CountWork:
             if record is None or record["start"] != position:
                 break
             try:
-                runs = [open_run(_prefix(path, number), strand.form) for number, strand in enumerate(self._strands)]
+                runs = [open_run(_prefix(path, number), strand.form) for number, strand in enumerate(self.strands)]
                 occurrences = np.load(_occurrences_file(path))
             except (InvalidInput, FileNotFoundError, ValueError, EOFError):
                 break
-            self._add(runs, occurrences)
-            position = record["stop"]
+            self.add(runs, occurrences)
+            position = int(record["stop"])
+        self.n_reused = self.n_runs
         return position
 
-    def _add(self, runs: Sequence[Run], occurrences: I64) -> None:
+    def add(self, runs: Sequence[Run], occurrences: I64) -> None:
+        """Take one run for each strand, and the occurrences of every id (int64 (canonical_size,)) that they come from."""
         for mine, run in zip(self._runs, runs, strict=True):
             mine.append(run)
         self._occurrences += occurrences
@@ -159,38 +159,47 @@ class CountWork:
         threads: int,
         in_memory: bool,
     ) -> None:
-        ahead = max((strand.form.order for strand in self._strands), default=0)
+        ahead = max((strand.form.order for strand in self.strands), default=0)
         chunk = read_chunk(
-            source, start, stop, vocabulary=vocabulary, ahead=ahead, has_following=self._subject.next_size > 0,
+            source, start, stop, vocabulary=vocabulary, ahead=ahead, has_following=self.subject.next_size > 0,
             workspace=workspace, threads=threads,
         )  # fmt: skip
-        occurrences = count_tokens(chunk.sequences, self._subject.canonical_size, threads=threads)
-        record = self.directory.path / f"run-{start}-{stop}.json"
-        runs = []
-        for number, strand in enumerate(self._strands):
+        occurrences = count_tokens(chunk.sequences, self.subject.canonical_size, threads=threads)
+
+        def sort(number: int) -> Run:
+            strand = self.strands[number]
             sequences = self._padded(chunk.sequences, strand, chunk.is_start)
-            run = run_of(sort_windows(sequences, strand.form, threads=threads, workspace=workspace))
-            if not in_memory:
-                save_run(run, _prefix(record, number))
-                run = open_run(_prefix(record, number), strand.form)
-            runs.append(run)
-        if not in_memory:
-            with _occurrences_file(record).open("wb") as file:
-                np.save(file, occurrences)
-            publish_record(self.directory, record, {"start": start, "stop": stop})
-        self._add(runs, occurrences)
+            return run_of(sort_windows(sequences, strand.form, threads=threads, workspace=workspace))
+
+        if in_memory:
+            self.add([sort(number) for number in range(len(self.strands))], occurrences)
+        else:
+            self.add_runs(start, stop, lambda number, prefix: save_run(sort(number), prefix), occurrences)
+
+    def add_runs(self, start: int, stop: int, save: Callable[[int, Path], None], occurrences: I64) -> None:
+        """Take the runs of positions [start, stop), which `save` writes for each strand's number, as finished."""
+        record = self.directory.path / f"run-{start}-{stop}.json"
+        for number in range(len(self.strands)):
+            save(number, _prefix(record, number))
+        with _occurrences_file(record).open("wb") as file:
+            np.save(file, occurrences)
+            file.flush()
+            os.fsync(file.fileno())
+        publish_record(self.directory, record, {"start": start, "stop": stop})
+        runs = [open_run(_prefix(record, number), strand.form) for number, strand in enumerate(self.strands)]
+        self.add(runs, occurrences)
 
     def _padded(self, sequences: Sequences, strand: Strand, is_start: npt.NDArray[np.bool_]) -> Sequences:
-        if self._subject.pad_id is None:
+        if self.subject.pad_id is None:
             return sequences
-        return pad_sequences(sequences, order=strand.form.order, pad_id=self._subject.pad_id, is_start=is_start)
+        return pad_sequences(sequences, order=strand.form.order, pad_id=self.subject.pad_id, is_start=is_start)
 
     def publish(
         self, output: Path, figures: CorpusFigures, *, threads: int, stage: Stage, force: bool
     ) -> dict[str, Any]:
         """Merge the runs to the parts, and make `output` of them; returns its manifest."""
         starts = part_starts(self._occurrences)
-        stops = np.append(starts[1:], self._subject.canonical_size)
+        stops = np.append(starts[1:], self.subject.canonical_size)
         before = np.concatenate([[0], np.cumsum(self._occurrences)])
         n_tokens = int(before[-1])
         entries: list[dict[str, Any]] = []
@@ -204,7 +213,7 @@ class CountWork:
 
             by_size = np.argsort(-(before[stops] - before[starts]), kind="stable").tolist()
             run_all(make, by_size, threads=threads)
-            manifest = build_manifest(self._subject, figures, starts, entries)
+            manifest = build_manifest(self.subject, figures, starts, entries)
             self._publish_files(output, manifest, force=force)
         self.directory.remove()
         return manifest
@@ -232,9 +241,9 @@ class CountWork:
         place = self.directory.partial / record.stem
         place.mkdir()
         entries = []
-        if not self._subject.next_size:
+        if not self.subject.next_size:
             entries.append(self._write_tokens(place, first_token, stop_token))
-        for number, strand in enumerate(self._strands):
+        for number, strand in enumerate(self.strands):
             entries.extend(self._write_strand(place, strand, self._runs[number], first_token, stop_token))
         entries = [{**entry, "part": part} for entry in entries]
         for entry in entries:
@@ -264,9 +273,13 @@ class CountWork:
         self, place: Path, strand: Strand, runs: list[Run], first_token: int, stop_token: int
     ) -> Iterator[dict[str, Any]]:
         form, orders = strand
-        with order_files(place, orders, next_size=form.next_size, room=SLICE_WINDOWS + 8) as files:
+        least = 1 if orders == (1,) else self.subject.min_count
+        # Followed n-grams have several rows, so that the files decide; otherwise rare ones are not even unpacked.
+        least_total, least = (least, 1) if form.next_size else (1, least)
+        with order_files(
+            place, orders, next_size=form.next_size, least_total=least_total, room=SLICE_WINDOWS + 8
+        ) as files:
             if runs:
-                least = 1 if orders == (1,) else self._subject.min_count
                 unpacker = Unpacker(form, orders, {n: file.sink for n, file in files.items()}, min_count=least)
                 for block in merge_runs(runs, first_token, stop_token):
                     for windows, counts, leading in block:

@@ -16,13 +16,15 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from engram_tables.corpus import kernels, wide_kernels
+from engram_tables.corpus.ngram_counts import NgramCounts
+from engram_tables.corpus.unpacking import RowSink, Unpacker, kernels_of, named_columns
 from engram_tables.corpus.windows import MAX_CANONICAL_SIZE, MAX_ORDER, WindowForm
 from engram_tables.errors import CapacityError, InvalidInput
 from engram_tables.memory import anonymous_bytes
@@ -33,83 +35,11 @@ PARTITION_KEYS = 65_536
 """Keys a partition aims at: 512 KiB, which sorts inside a core's own cache."""
 CHUNK_TOKENS = 1 << 22
 """Tokens a thread takes through a pass before it looks whether it should stop."""
-STRETCH = 16_384
-"""Windows that go through all orders before the next ones, while they stay in the cache."""
-NO_NEXT = -1
-"""Stands for the following token where the document ends."""
 
 U32 = npt.NDArray[np.uint32]
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
 _Item = TypeVar("_Item")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NgramCounts:
-    """The distinct n-grams of one order and how often each occurs.
-
-    Attributes
-    ----------
-    order
-        Tokens in each n-gram.
-    columns
-        uint32 (order, n_distinct), C-contiguous: canonical ids, oldest token in row 0. The n-grams are distinct and
-        ascend, compared from the oldest token to the newest.
-    counts
-        uint64 (n_distinct,), each at least 1.
-    next_tokens
-        int64 (n_distinct,), where the following token was counted: its raw id, or NO_NEXT (-1) where the document
-        ends. One n-gram then fills a row for each of its followers, in ascending order with the end last.
-    """
-
-    order: int
-    columns: U32
-    counts: U64
-    next_tokens: I64 | None = None
-
-    @property
-    def ngrams(self) -> U32:
-        """uint32 (n_rows, order): a view of `columns`, one n-gram a row, oldest token first."""
-        return self.columns.T
-
-    @property
-    def n_distinct(self) -> int:
-        """Number of rows: distinct n-grams, or distinct pairs of n-gram and following token."""
-        return len(self.counts)
-
-    @property
-    def n_total(self) -> int:
-        """Number of n-grams, each occurrence counted."""
-        return int(self.counts.sum())
-
-    def rows(self, start: int, stop: int) -> NgramCounts:
-        """Rows [start, stop), as views."""
-        following = None if self.next_tokens is None else self.next_tokens[start:stop]
-        return NgramCounts(
-            order=self.order,
-            columns=self.columns[:, start:stop],
-            counts=self.counts[start:stop],
-            next_tokens=following,
-        )
-
-    def top(self, k: int) -> I64:
-        """Positions of the `k` largest counts, largest first; equal counts in the order of their n-grams."""
-        best = np.empty(0, dtype=np.int64)
-        for start in range(0, self.n_distinct, CHUNK_TOKENS):
-            block = np.arange(start, min(start + CHUNK_TOKENS, self.n_distinct), dtype=np.int64)
-            best = _largest(np.concatenate([best, block]), self.counts, k)
-        return best
-
-
-def _largest(candidates: I64, counts: U64, k: int) -> I64:
-    """The `k` of the ascending positions `candidates` whose counts are largest."""
-    values = counts[candidates]
-    if k < len(values):
-        threshold = np.partition(values, len(values) - k)[len(values) - k] if k else np.uint64(2**64 - 1)
-        candidates = candidates[values >= threshold]
-        values = counts[candidates]
-    # Counts pass no 2^63, so the sign change is exact; stable keeps equal counts in the order of their n-grams.
-    return candidates[np.argsort(-values.astype(np.int64), kind="stable")][:k]
 
 
 class Workspace:
@@ -191,15 +121,15 @@ class Strand(NamedTuple):
     orders: tuple[int, ...]
 
 
-def strands(orders: Sequence[int], *, canonical_size: int, next_size: int = 0, is_padded: bool = False) -> list[Strand]:
-    """What has to be sorted for `orders`: one window for all, unless each needs one of its own.
+def strands(orders: Sequence[int], *, canonical_size: int, next_size: int = 0, is_fused: bool = True) -> list[Strand]:
+    """What has to be sorted for `orders`: one window for all if `is_fused`, which followers rule out, or one each.
 
     Order 1 without followers is no strand: a histogram gives it.
     """
     longer = tuple(order for order in orders if order > 1 or next_size)
     if not longer:
         return []
-    if not next_size and not is_padded:
+    if is_fused and not next_size:
         return [Strand(WindowForm(order=longer[-1], canonical_size=canonical_size), longer)]
     return [
         Strand(WindowForm(order=order, canonical_size=canonical_size, next_size=next_size), (order,))
@@ -286,7 +216,7 @@ def count_ngrams(
     _check_stream(stream, starts, canonical_size)
     following = None if next_ids is None else _check_following(next_ids, stream, next_size)
     given = Sequences(ids=stream, starts=starts, n_windows=len(stream), following=following)
-    wound = strands(wanted, canonical_size=canonical_size, next_size=next_size, is_padded=pad_id is not None)
+    wound = strands(wanted, canonical_size=canonical_size, next_size=next_size, is_fused=pad_id is None)
     n_workers = resolve_threads(threads)
     memory = workspace or Workspace()
     ticks = _Ticks(progress, len(stream), n_passes=_Ticks.PASSES * max(len(wound), 1))
@@ -349,7 +279,7 @@ class SortedWindows:
 
         def count_one(partition: int) -> None:
             for column, n in enumerate(orders):
-                rows[partition + 1, column] = _kernels(form).count_rows(
+                rows[partition + 1, column] = kernels_of(form).count_rows(
                     self.part(partition)[0], form.shift(n), form.token_bits, form.next_bits
                 )
 
@@ -377,95 +307,10 @@ def _shaped(keys: U64, form: WindowForm, start: int, stop: int) -> U64:
     return part if form.n_words == 1 else part.reshape(-1, 2)
 
 
-def _kernels(form: WindowForm) -> Any:
-    return kernels if form.n_words == 1 else wide_kernels
-
-
-@dataclass(slots=True)
-class RowSink:
-    """Where the rows of one order go: `columns` uint32 (n_columns, capacity), `totals` uint64 (capacity,)."""
-
-    columns: U32
-    totals: U64
-    row: int = 0
-    dropped: I64 = field(default_factory=lambda: np.zeros(2, dtype=np.int64))
-    """int64 (2,): n-grams, and their occurrences, that were rarer than the least count."""
-
-
-class Unpacker:
-    """Reads the orders off sorted distinct windows that come in any number of stretches, longest order first: what
-    is left of a window for a shorter order is what is left of the order before."""
-
-    def __init__(
-        self, form: WindowForm, orders: Sequence[int], sinks: dict[int, RowSink], *, min_count: int = 1
-    ) -> None:
-        self.sinks = sinks
-        self._form = form
-        self._orders = sorted(orders, reverse=True)
-        self._min_count = min_count
-        self._open = {n: np.zeros(2 + form.n_words, dtype=np.uint64) for n in self._orders}
-        shape = (STRETCH + 1,) if form.n_words == 1 else (STRETCH + 1, 2)
-        self._keys = {n: np.empty(shape, dtype=np.uint64) for n in self._orders}
-        self._totals = {n: np.empty(STRETCH + 1, dtype=np.uint64) for n in self._orders}
-        self._block = np.empty((2, kernels.BLOCK_KEYS + 1), dtype=np.uint64)
-        self._leading = 0
-
-    def add(self, windows: U64, counts: npt.NDArray[np.unsignedinteger[Any]], *, leading: int) -> None:
-        """Take windows, each above all that were added since `close`, with the bits of `leading` that they share."""
-        self._leading = leading
-        for start in range(0, len(counts), STRETCH):
-            self._pass_down(0, windows[start : start + STRETCH], counts[start : start + STRETCH])
-
-    def close(self) -> None:
-        """End the runs that further windows might have gone on with."""
-        for level, n in enumerate(self._orders):
-            run = self._open[n]
-            if run[-1]:
-                keys = run[:1] if self._form.n_words == 1 else run[None, :2]
-                run[-1] = 0
-                self._write(n, keys.copy(), run[-2:-1].copy())
-                self._pass_down(level + 1, keys.copy(), run[-2:-1].copy())
-
-    def _pass_down(self, level: int, keys: U64, totals: npt.NDArray[np.unsignedinteger[Any]]) -> None:
-        """Shorten the runs of one order to those of the next ones; the orders below get what has ended."""
-        for at in range(level, len(self._orders)):
-            n = self._orders[at]
-            drop = (self._form.order if at == 0 else self._orders[at - 1]) - n
-            if drop:
-                n_runs = _kernels(self._form).shorten_runs(
-                    keys, totals, len(totals), drop * self._form.token_bits, self._open[n], self._keys[n],
-                    self._totals[n],
-                )  # fmt: skip
-                keys, totals = self._keys[n][:n_runs], self._totals[n][:n_runs]
-            self._write(n, keys, totals)
-
-    def _write(self, n: int, keys: U64, totals: npt.NDArray[np.unsignedinteger[Any]]) -> None:
-        form, sink = self._form, self.sinks[n]
-        if form.n_words == 1:
-            sink.row = kernels.unpack_rows(
-                keys, totals, len(totals), self._leading, n, form.token_bits, form.next_bits, self._min_count,
-                sink.columns, sink.totals, sink.row, sink.dropped, self._block,
-            )  # fmt: skip
-        else:
-            sink.row = wide_kernels.unpack_rows(
-                keys, totals, len(totals), n, form.token_bits, form.next_bits, self._min_count,
-                sink.columns, sink.totals, sink.row, sink.dropped,
-            )  # fmt: skip
-
-
 def _result(form: WindowForm, n: int, n_rows: int, workspace: Workspace) -> tuple[U32, U64]:
     n_columns = n + bool(form.next_size)
     columns = workspace.ids(f"columns-{n}", n_columns * n_rows).reshape(n_columns, n_rows)
     return columns, workspace.words(f"counts-{n}", n_rows)
-
-
-def named_columns(order: int, columns: U32, totals: U64, next_size: int) -> NgramCounts:
-    """Columns as `emit_rows` leaves them: with followers, the last one holds them and the sentinel for the end."""
-    if not next_size:
-        return NgramCounts(order=order, columns=columns, counts=totals)
-    following = columns[order].astype(np.int64)
-    following[following == 2 ** next_size.bit_length() - 1] = NO_NEXT
-    return NgramCounts(order=order, columns=columns[:order], counts=totals, next_tokens=following)
 
 
 def count_tokens(sequences: Sequences, canonical_size: int, *, threads: int) -> I64:
@@ -520,7 +365,7 @@ def sort_windows(
             mine.sort()
         else:
             _sort_wide(mine, scratch)
-        n_windows[partition] = _kernels(form).compact_windows(mine, counts[start:stop])
+        n_windows[partition] = kernels_of(form).compact_windows(mine, counts[start:stop])
         ticks.add(stop - start)
 
     run_all(sort_one, np.argsort(-np.diff(partitions.key_starts), kind="stable").tolist(), threads=threads)

@@ -13,14 +13,17 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from engram_tables.corpus.counting import NO_NEXT, NgramCounts
 from engram_tables.corpus.counts_stats import least_count, read_orders, whole_ngrams
 from engram_tables.corpus.counts_store import Counts
+from engram_tables.corpus.ngram_counts import NO_NEXT, NgramCounts
 from engram_tables.errors import InvalidInput
 from engram_tables.units import ProgressHook
 
 if TYPE_CHECKING:
     from engram_tables.address.vocabulary import Vocabulary
+
+_WAITING_ROWS = 1 << 16
+"""Rows that gather before they are ranked, so that a large `k` is not sorted anew with every batch."""
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
@@ -133,7 +136,7 @@ def top_ngrams(
 ) -> Iterator[tuple[int, list[CountedNgram]]]:
     """Each order and its `k` most frequent n-grams, largest count first, ties in n-gram order.
 
-    Streams row groups: memory holds one of them and `k` n-grams, whatever the counts hold.
+    Streams row groups: memory holds one of them and at most 2 `k` n-grams, whatever the counts hold.
 
     Parameters
     ----------
@@ -200,23 +203,29 @@ class RankedRows(NamedTuple):
 
 def largest_counts(order: int, batches: Iterable[NgramCounts], k: int) -> RankedRows:
     """The rows of the `k` largest counts of some batches, largest first, ties in the order they come in."""
-    columns = np.empty((order, 0), dtype=np.uint32)
-    counts = np.empty(0, dtype=np.uint64)
-    next_tokens: I64 | None = None
+    best = RankedRows(np.empty((order, 0), dtype=np.uint32), np.empty(0, dtype=np.uint64), None)
+    waiting: list[RankedRows] = []
     for batch in batches:
         # A later row loses against an earlier one of its count, so only larger counts come in.
-        rows = np.flatnonzero(batch.counts > counts[-1]) if k and len(counts) == k else np.arange(batch.n_distinct)
-        if not k or not len(rows):
-            continue
-        merged = np.concatenate([counts, batch.counts[rows]])
-        # Counts pass no 2^63, so the sign change is exact.
-        keep = np.argsort(-merged.astype(np.int64), kind="stable")[:k]
-        if batch.next_tokens is not None:
-            before = np.empty(0, dtype=np.int64) if next_tokens is None else next_tokens
-            next_tokens = np.concatenate([before, batch.next_tokens[rows]])[keep]
-        columns = np.concatenate([columns, batch.columns[:, rows]], axis=1)[:, keep]
-        counts = merged[keep]
-    return RankedRows(columns, counts, next_tokens)
+        rows = np.flatnonzero(batch.counts > best.counts[-1]) if len(best.counts) == k > 0 else slice(None)
+        following = None if batch.next_tokens is None else batch.next_tokens[rows]
+        waiting.append(RankedRows(batch.columns[:, rows], batch.counts[rows], following))
+        if sum(len(part.counts) for part in waiting) >= max(k, _WAITING_ROWS):
+            best, waiting = _largest([best, *waiting], k), []
+    return _largest([best, *waiting], k)
+
+
+def _largest(parts: list[RankedRows], k: int) -> RankedRows:
+    parts = [part for part in parts if len(part.counts)] or parts[:1]
+    counts = np.concatenate([part.counts for part in parts])
+    # Counts pass no 2^63, so the sign change is exact.
+    keep = np.argsort(-counts.astype(np.int64), kind="stable")[:k]
+    following = [part.next_tokens for part in parts if part.next_tokens is not None]
+    return RankedRows(
+        np.concatenate([part.columns for part in parts], axis=1)[:, keep],
+        counts[keep],
+        np.concatenate(following)[keep] if following else None,
+    )
 
 
 def look_up_texts(

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from engram_tables.corpus.counting import NgramCounts
 from engram_tables.corpus.counts_store import Counts
+from engram_tables.corpus.ngram_counts import NgramCounts
 from engram_tables.corpus.power_law import PowerLaw, fit_power_law
 from engram_tables.units import ProgressHook
 

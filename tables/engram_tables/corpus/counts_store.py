@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from engram_tables.corpus import kernels
-from engram_tables.corpus.counting import NO_NEXT, NgramCounts
 from engram_tables.corpus.counts_writer import column_names, part_name, table_schema
+from engram_tables.corpus.ngram_counts import NO_NEXT, NgramCounts
 from engram_tables.errors import InvalidInput, SpecMismatch
 from engram_tables.files import refuse_existing
 from engram_tables.units import canonical_json

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from engram_tables.corpus.counting import NO_NEXT, NgramCounts, RowSink, named_columns
+from engram_tables.corpus.ngram_counts import NO_NEXT, NgramCounts
+from engram_tables.corpus.unpacking import RowSink, named_columns
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -74,28 +75,40 @@ def part_name(order: int, part: int) -> str:
 class OrderFile:
     """One order of one part, while it is written: rows are taken by `sink` and leave it a row group at a time."""
 
-    def __init__(self, path: Path, order: int, *, next_size: int, room: int) -> None:
-        """`room`: the most rows that are added between two calls of `flush`."""
+    def __init__(self, path: Path, order: int, *, next_size: int, least_total: int, room: int) -> None:
+        """
+        Parameters
+        ----------
+        least_total
+            N-grams whose rows add up to less are left out, row by row.
+        room
+            The most rows that are added between two calls of `flush`.
+        """
         self._order = order
         self._next_size = next_size
+        self._sieve = _Sieve(least_total) if least_total > 1 else None
         n_columns = order + bool(next_size)
-        self.sink = RowSink(
-            np.empty((n_columns, ROW_GROUP_ROWS + room), dtype=np.uint32), np.empty(ROW_GROUP_ROWS + room, np.uint64)
-        )
+        n_rows = ROW_GROUP_ROWS + room + least_total
+        self.sink = RowSink(np.empty((n_columns, n_rows), dtype=np.uint32), np.empty(n_rows, np.uint64))
         self.writer = RowWriter(path, order, has_next=bool(next_size))
 
     def flush(self, *, is_last: bool = False) -> None:
         """Write the row groups that are full, and with `is_last` what is left."""
         sink = self.sink
-        while sink.row >= ROW_GROUP_ROWS or (is_last and sink.row):
-            n_rows = min(sink.row, ROW_GROUP_ROWS)
-            self.writer.write(
-                named_columns(self._order, sink.columns[:, :n_rows], sink.totals[:n_rows], self._next_size)
-            )
-            left = sink.row - n_rows
-            sink.columns[:, :left] = sink.columns[:, n_rows : sink.row].copy()
-            sink.totals[:left] = sink.totals[n_rows : sink.row].copy()
+        n_ready = sink.row if self._sieve is None else self._sieve.settle(sink, self._order, is_last=is_last)
+        start = 0
+        while n_ready - start >= ROW_GROUP_ROWS or (is_last and n_ready > start):
+            stop = min(n_ready, start + ROW_GROUP_ROWS)
+            rows = named_columns(self._order, sink.columns[:, start:stop], sink.totals[start:stop], self._next_size)
+            self.writer.write(rows)
+            start = stop
+        if start:
+            left = sink.row - start
+            sink.columns[:, :left] = sink.columns[:, start : sink.row].copy()
+            sink.totals[:left] = sink.totals[start : sink.row].copy()
             sink.row = left
+            if self._sieve is not None:
+                self._sieve.n_settled -= start
 
     def close(self) -> dict[str, Any]:
         """Write what is left; the file's entry in the manifest, with what was too rare to be written."""
@@ -104,6 +117,45 @@ class OrderFile:
             "dropped_distinct": int(self.sink.dropped[0]),
             "dropped_total": int(self.sink.dropped[1]),
         }
+
+
+class _Sieve:
+    """Leaves out the rows of n-grams that are too rare in all; rows wait until their n-gram is known not to be."""
+
+    def __init__(self, least_total: int) -> None:
+        self._least = np.uint64(least_total)
+        self.n_settled = 0
+        """Rows of the sink that stay."""
+        self._last: U32 | None = None
+        """The n-gram of the last row that stays, which may go on."""
+
+    def settle(self, sink: RowSink, order: int, *, is_last: bool) -> int:
+        """Decide on the sink's rows; how many of them can be written. At most `least_total` - 1 are left to wait."""
+        start, stop = self.n_settled, sink.row
+        if start == stop:
+            return start
+        ngrams = sink.columns[:order, start:stop]
+        begins = np.ones(stop - start, dtype=bool)
+        begins[1:] = (ngrams[:, 1:] != ngrams[:, :-1]).any(axis=0)
+        firsts = np.flatnonzero(begins)
+        totals = np.add.reduceat(sink.totals[start:stop], firsts)
+        stays = totals >= self._least
+        # What has been let through is frequent enough, whatever is still to come of it.
+        stays[0] |= self._last is not None and bool((self._last == ngrams[:, 0]).all())
+        waits = not is_last and not stays[-1]
+        if not waits:
+            self._last = ngrams[:, -1].copy()
+        decided = np.append(firsts, stop - start)
+        gone = ~stays
+        gone[-1] &= not waits
+        sink.dropped += (int(gone.sum()), int(totals[gone].sum()))
+        kept = start + np.flatnonzero(np.repeat(~gone, np.diff(decided)))
+        sink.columns[:, start : start + len(kept)] = sink.columns[:, kept]
+        sink.totals[start : start + len(kept)] = sink.totals[kept]
+        sink.row = start + len(kept)
+        n_waiting = int(decided[-1] - decided[-2]) if waits else 0
+        self.n_settled = sink.row - n_waiting
+        return self.n_settled
 
 
 class RowWriter:
@@ -171,13 +223,15 @@ class RowWriter:
 
 @contextmanager
 def order_files(
-    directory: Path, orders: Sequence[int], *, next_size: int, room: int
+    directory: Path, orders: Sequence[int], *, next_size: int, least_total: int, room: int
 ) -> Iterator[Mapping[int, OrderFile]]:
     """Files order-N.parquet in `directory`, abandoned if the block ends with an exception."""
     files: dict[int, OrderFile] = {}
     try:
         for order in orders:
-            files[order] = OrderFile(directory / f"order-{order}.parquet", order, next_size=next_size, room=room)
+            files[order] = OrderFile(
+                directory / f"order-{order}.parquet", order, next_size=next_size, least_total=least_total, room=room
+            )
         yield files
     except BaseException:
         for file in files.values():

@@ -90,7 +90,7 @@ def ngrams_needed(n_rows: int) -> int:
 class Dispersion(NamedTuple):
     """Pearson's chi-square of n-grams a row, over its degrees of freedom, and how many deviations that lies from 1."""
 
-    index: float
+    ratio: float
     z_score: float | None
 
 

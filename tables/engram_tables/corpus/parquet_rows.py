@@ -154,7 +154,7 @@ def _documents(part: Part, options: ReadOptions, outcome: ReadOutcome, reader: R
         )
         for batch in batches:
             columns = {field: _column(batch, paths[field]) for field in fields}
-            values = columns[options.field]
+            values = columns.pop(options.field)
             for row, value in enumerate(_ids(values) if tokenized else _texts(values)):
                 reader.next_line()
                 try:
@@ -162,7 +162,7 @@ def _documents(part: Part, options: ReadOptions, outcome: ReadOutcome, reader: R
                         raise value
                     if isinstance(value, bytes):
                         value = _decoded(value, part.file.source, options, outcome)
-                    others = {field: column[row].as_py() for field, column in columns.items() if field != options.field}
+                    others = {field: column[row].as_py() for field, column in columns.items()} if columns else columns
                     yield reader.document(value, others)
                 except Malformed as error:
                     reader.bad(str(error))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engram_tables.corpus.blocks import Counter, compression_of, look_ahead, read_blocks, standard_input, stored_name
+from engram_tables.corpus.blocks import Counter, compression_of, look_ahead, read_blocks, standard_input
 from engram_tables.corpus.documents import (
     BadLine,
     BinDtype,
@@ -22,7 +22,7 @@ from engram_tables.corpus.documents import (
     refuse_bad_lines,
     refuse_mixture,
 )
-from engram_tables.corpus.pieces import Part, Piece
+from engram_tables.corpus.pieces import TOKEN_FORMATS, Part, Piece, cut_file, format_of, whole_file
 from engram_tables.corpus.sources import STANDARD_INPUT, CorpusFile, Skipped, find_files
 from engram_tables.errors import InvalidInput
 
@@ -49,23 +49,7 @@ __all__ = [
     "refuse_bad_lines",
 ]
 
-_SUFFIXES = {
-    ".jsonl": Format.JSONL,
-    ".ndjson": Format.JSONL,
-    ".parquet": Format.PARQUET,
-    ".npy": Format.NPY,
-    ".bin": Format.BIN,
-}
-_TOKEN_FORMATS = (Format.NPY, Format.BIN)
 _RECORD_FORMATS = (Format.JSONL, Format.PARQUET)
-
-
-def format_of(file: CorpusFile, options: ReadOptions) -> Format:
-    """How a file is read: as the options say, else by its name, else as text."""
-    if options.format is not None:
-        return options.format
-    name = stored_name(file.name)
-    return next((found for suffix, found in _SUFFIXES.items() if name.endswith(suffix)), Format.TEXT)
 
 
 class PieceReader:
@@ -260,14 +244,14 @@ class Corpus:
         for file in self.files:
             how = format_of(file, options)
             if how not in _RECORD_FORMATS:
-                return how in _TOKEN_FORMATS
+                return how in TOKEN_FORMATS
             if how is Format.PARQUET:
                 from engram_tables.corpus.parquet_rows import inspect_parquet
 
                 return inspect_parquet(file, self.options)[0]
             if file.is_stream:
                 return _stream_holds_ids(file, options)
-            reader = PieceReader(Piece(parts=(_whole(file, options),)), options)
+            reader = PieceReader(Piece(parts=(whole_file(file, options),)), options)
             for document in reader:
                 return document.ids is not None
             reader.outcome.check(options.skip_bad)
@@ -284,7 +268,7 @@ class Corpus:
         OSError
             A file that cannot be read.
         """
-        parts = tuple(_whole(file, self.options) for file in self.files)
+        parts = tuple(whole_file(file, self.options) for file in self.files)
         for document in PieceReader(Piece(parts=parts), self.options, self.outcome):
             raw = document.text.encode() if document.ids is None else document.ids.astype("<u4").tobytes()
             digest = self._hash()
@@ -309,7 +293,7 @@ class Corpus:
         small: list[Part] = []
         small_bytes = 0
         for file in self.files:
-            parts = _parts(file, self.options, max(piece_bytes, 1))
+            parts = cut_file(file, self.options, max(piece_bytes, 1))
             # A stream is read by the process that found it, so it never shares a piece.
             alone = len(parts) > 1 or file.is_stream
             if small and (alone or small_bytes + parts[0].n_bytes > piece_bytes):
@@ -321,54 +305,6 @@ class Corpus:
                 small.append(parts[0])
                 small_bytes += parts[0].n_bytes
         return [*pieces, Piece(parts=tuple(small))] if small else pieces
-
-
-def _whole(file: CorpusFile, options: ReadOptions) -> Part:
-    return Part(file=file, format=format_of(file, options), n_bytes=file.file_bytes)
-
-
-def _parts(file: CorpusFile, options: ReadOptions, piece_bytes: int) -> list[Part]:
-    """A file's parts, of about `piece_bytes` each; one where it cannot be cut or need not be."""
-    whole = _whole(file, options)
-    if file.file_bytes <= piece_bytes or compression_of(file.name) or options.request_field is not None:
-        return [whole]
-    n_parts = -(-file.file_bytes // piece_bytes)
-    if whole.format is Format.JSONL:
-        return _cut(whole, file.file_bytes, n_parts)
-    if whole.format in _TOKEN_FORMATS and options.document_end is not None:
-        from engram_tables.corpus.token_files import inspect_tokens
-
-        about = inspect_tokens(file, whole.format, options)
-        n_tokens = about.n_tokens or 0
-        return _cut(whole, n_tokens, min(n_parts, n_tokens)) if n_tokens else [whole]
-    if whole.format is Format.PARQUET:
-        return _row_groups(whole, options, piece_bytes)
-    return [whole]
-
-
-def _cut(whole: Part, n_units: int, n_parts: int) -> list[Part]:
-    """`n_parts` near-equal stretches of `n_units` bytes or tokens."""
-    bounds = [n_units * nth // n_parts for nth in range(n_parts + 1)]
-    shares = [whole.n_bytes * nth // n_parts for nth in range(n_parts + 1)]
-    return [
-        replace(whole, start=bounds[nth], stop=bounds[nth + 1], n_bytes=shares[nth + 1] - shares[nth])
-        for nth in range(n_parts)
-    ]
-
-
-def _row_groups(whole: Part, options: ReadOptions, piece_bytes: int) -> list[Part]:
-    from engram_tables.corpus.parquet_rows import inspect_parquet
-
-    _, groups = inspect_parquet(whole.file, options)
-    parts: list[Part] = []
-    start = n_rows = n_bytes = rows_before = 0
-    for stop, group in enumerate(groups, start=1):
-        n_rows += group.n_rows
-        n_bytes += group.n_bytes
-        if n_bytes >= piece_bytes or stop == len(groups):
-            parts.append(replace(whole, start=start, stop=stop, n_bytes=n_bytes, lines_before=rows_before))
-            start, rows_before, n_rows, n_bytes = stop, rows_before + n_rows, 0, 0
-    return parts or [whole]
 
 
 def _stream_holds_ids(file: CorpusFile, options: ReadOptions) -> bool:
@@ -418,7 +354,11 @@ def find_documents(
     BackendUnavailable
         The package that a URL's protocol needs is missing.
     """
-    options = options if options is not None else ReadOptions(decode_errors=DecodeErrors(decode_errors))
+    how_decoded = DecodeErrors(decode_errors)
+    if options is None:
+        options = ReadOptions(decode_errors=how_decoded)
+    elif how_decoded not in (DecodeErrors.STRICT, options.decode_errors):
+        raise TypeError(f"decode_errors={how_decoded.value} beside options that say {options.decode_errors.value}")
     files, skipped = find_files(paths, glob=glob, exclude=exclude)
     if any(file.is_standard_input for file in files):
         standard_input()
@@ -443,7 +383,7 @@ def _refuse_idle_options(files: Sequence[CorpusFile], options: ReadOptions) -> N
                 "--format if it holds something else, or leave it out by --exclude"
             )
     for what, value, wanted in (
-        ("--document-end", options.document_end, _TOKEN_FORMATS),
+        ("--document-end", options.document_end, TOKEN_FORMATS),
         ("--dtype", options.bin_dtype, (Format.BIN,)),
         ("--request-field", options.request_field, _RECORD_FORMATS),
         ("--dead-field", options.dead_field, _RECORD_FORMATS),

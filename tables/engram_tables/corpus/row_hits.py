@@ -19,7 +19,7 @@ from engram_tables.address.hashing import hash_ngrams
 from engram_tables.address.spec import AddressSpec, Family, HistoryRule, KeyForm, LayerAddressing
 from engram_tables.address.vectors import LARGEST_FAST_MODULUS, SMALLEST_FAST_MODULUS
 from engram_tables.corpus import traffic_kernels as kernels
-from engram_tables.corpus.distinct_keys import BLOCK_KEYS, Block, DistinctKeys
+from engram_tables.corpus.distinct_keys import BLOCK_KEYS, DistinctKeys
 from engram_tables.corpus.token_addresses import unpack_ids
 from engram_tables.memory import CACHE_LINE_BYTES, aligned_bytes
 from engram_tables.threads import run_slices
@@ -259,8 +259,8 @@ class _Lot:
 
     def scatter(self, rows: I64, counts: npt.NDArray[Any], wanted: range) -> None:
         kernels.scatter_weights(
-            rows, counts, wanted.start, len(wanted), _PAGE_BITS, self._cursors, self._lines, self._previous, self._n_pages,
-            self._pages,
+            rows, counts, wanted.start, len(wanted), _PAGE_BITS, self._cursors, self._lines, self._previous,
+            self._n_pages, self._pages,
         )  # fmt: skip
 
     def flush(self) -> None:
@@ -310,8 +310,9 @@ class _TallyReader:
         if self._tally.sink is not None:
             self._tally.sink(first_row, np.ascontiguousarray(counters[::2]))
         n_large = np.zeros(2, np.int64)
+        large_hits, large_ngrams = self._large
         kernels.tally_rows(
-            counters, self._few, self._by_hits, self._by_ngrams, *self._large, n_large, self._shared
+            counters, self._few, self._by_hits, self._by_ngrams, large_hits, large_ngrams, n_large, self._shared
         )
         for found, large, n in zip((self.large_hits, self.large_ngrams), self._large, n_large, strict=True):
             if n:
@@ -320,7 +321,8 @@ class _TallyReader:
     @property
     def few(self) -> I64:
         """int64 (FEW, FEW): rows by hits and n-grams, where both are few."""
-        return self._few.sum(axis=0).reshape(kernels.FEW, kernels.FEW)
+        few: I64 = self._few.sum(axis=0).reshape(kernels.FEW, kernels.FEW)
+        return few
 
     @property
     def by_hits(self) -> I64:

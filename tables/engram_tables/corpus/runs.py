@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.format import open_memmap
 
 from engram_tables.corpus import merge_kernels
 from engram_tables.corpus.counting import SortedWindows
@@ -107,6 +109,27 @@ def save_run(run: Run, prefix: Path) -> int:
 
 _WRITE_BYTES = 1 << 24
 """Written at a time, so that Ctrl-C does not wait for gigabytes."""
+
+
+@contextmanager
+def new_run(prefix: Path, form: WindowForm, n_windows: int) -> Iterator[Run]:
+    """A run on disk of known length, filled in the block and flushed when it ends; memory is the page cache's."""
+    shapes = {"keys": (n_windows * form.n_words,), "counts": (n_windows,), "blocks": (form.n_blocks + 1,)}
+    dtypes = {"keys": np.uint64, "counts": np.uint64, "blocks": np.int64}
+    maps = []
+    for kind in RUN_FILES:
+        if n_windows or kind == "blocks":
+            maps.append(open_memmap(run_file(prefix, kind), mode="w+", dtype=dtypes[kind], shape=shapes[kind]))
+        else:
+            # An empty file cannot be mapped.
+            maps.append(np.empty(0, dtype=dtypes[kind]))
+            np.save(run_file(prefix, kind), maps[-1])
+    yield Run(form=form, keys=maps[0], counts=maps[1], block_starts=maps[2])
+    for kind, mapped in zip(RUN_FILES, maps, strict=True):
+        if isinstance(mapped, np.memmap):
+            mapped.flush()
+        with run_file(prefix, kind).open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def run_file(prefix: Path, kind: str) -> Path:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engram_tables.address.hashing import hash_tokens
-from engram_tables.address.spec import Addresses, AddressSpec, Family, KeyForm, LayerAddressing, MixRule
+from engram_tables.address.spec import AddressSpec, Family, KeyForm, LayerAddressing, MixRule
 from engram_tables.address.vectors import SMALLEST_FAST_MODULUS
 from engram_tables.corpus import traffic_kernels as kernels
 from engram_tables.corpus.tokens import TokenStream
@@ -36,6 +36,10 @@ class TokenSource(Protocol):
     @property
     def n_documents(self) -> int:
         """Documents, empty ones counted."""
+
+    @property
+    def n_dead(self) -> int:
+        """Dead tokens."""
 
     def read(self, start: int, stop: int) -> TokenStream:
         """Tokens start … stop - 1, 0xFFFFFFFF where dead; a document cut by either end is simply cut."""
@@ -83,9 +87,9 @@ class TokenAddresses:
             self._lookup, self._bound = vocabulary.canonical_ids, vocabulary.token_count
         self._n_lead = max(1, spec.max_order - 1)
 
-    def buffers(self) -> ChunkBuffers:
-        """Memory of one thread for one chunk after the other."""
-        return ChunkBuffers(CHUNK_TOKENS + self._n_lead)
+    def buffers(self, n_tokens: int = CHUNK_TOKENS) -> ChunkBuffers:
+        """Memory for one chunk of `n_tokens` after the other."""
+        return ChunkBuffers(n_tokens + self._n_lead)
 
     def chunk(self, start: int, stop: int, buffers: ChunkBuffers) -> Chunk:
         """Tokens start … stop - 1 with what they look back to, in `buffers`, until those are used again."""
@@ -104,10 +108,6 @@ class TokenAddresses:
         is_last = stop == self.n_tokens
         local = local[(local >= before) & ((local < stop - start + before) | is_last)]
         return Chunk(ids[:n], kinds[:n], local + (start - before))
-
-    def hash(self, chunk: Chunk, *, threads: int = 1) -> Addresses:
-        """Rows and keys of every place of `chunk`, in fresh memory."""
-        return hash_tokens(self.spec, chunk.ids, dead=chunk.ids == kernels.DEAD_ID, threads=threads)
 
 
 class ChunkBuffers:
@@ -146,9 +146,7 @@ class KeyMaker:
             return np.ascontiguousarray(words[:, self._place]).reshape(-1)
         n = len(chunk.ids)
         keys = buffers.keys[:n]
-        kernels.mix_keys(
-            chunk.ids, buffers.seen[:n], self._multipliers, self._lag, self._fill, self._word_mask, keys
-        )
+        kernels.mix_keys(chunk.ids, buffers.seen[:n], self._multipliers, self._lag, self._fill, self._word_mask, keys)
         return keys
 
 

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 PIECE_BYTES = 1 << 26
 """Stored bytes of a piece: what a stopped run does twice at most, for each worker."""
-SMALL_CORPUS_BYTES = 1 << 24
-"""Below this one process is done before others have started."""
+SMALL_CORPUS_BYTES = 1 << 27
+"""Below this one process, whose encoder has threads of its own, is done before others have prepared theirs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,10 +187,13 @@ def run_tokenize(
         work = WorkDirectory.open(plan.work, plan.describe() | {"resumable": plan.is_resumable}, restart=restart)
         try:
             run = _Run(plan=plan, work=work, progress=progress)
-            return run.carry_out(n_workers, force=force)
+            done = run.carry_out(n_workers, force=force)
         except BaseException as error:
             _keep_finished(plan, work, len(run.finished) if run else 0, error)
             raise
+        else:
+            work.remove()
+            return done
         finally:
             work.close()
     except OSError as error:

@@ -146,13 +146,12 @@ class WorkDirectory:
         self._publish_file(self._record_path(shard), json.dumps(record, sort_keys=True).encode() + b"\n")
 
     def publish(self, output: Path, manifest: dict[str, Any], *, force: bool) -> None:
-        """Make `output` of the finished shards, whole or not at all, and remove the work directory."""
+        """Make `output` of the finished shards, whole or not at all; they stay here until `remove`."""
         with new_directory(output, force=force) as target:
             for entry in manifest["shards"]:
                 for told in _files(entry):
                     _link(self.tokens / told["name"], target / told["name"])
             write_flushed(target / MANIFEST_NAME, manifest_bytes(manifest))
-        self.remove()
 
     def drop_partial(self) -> None:
         """Remove what is half done; no worker may be at it."""

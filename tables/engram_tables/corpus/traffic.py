@@ -10,7 +10,7 @@ import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +48,7 @@ class TrafficPlan:
         Weights that wait to be added at once.
     in_memory
         Whether all keys of an order fit at once; otherwise tokens are hashed in several passes, and distinct keys go to
-        a temporary file of up to `most_spilled_bytes`, which stays in the place of the keys' memory while rows are counted.
+        a temporary file of up to `most_spilled_bytes`, so that the keys' memory is free while rows are counted.
     """
 
     memory_bytes: int
@@ -164,7 +164,7 @@ def heads_are_apart(layer: LayerAddressing) -> bool:
     """Whether each head has rows of its own."""
     moduli = [modulus for heads in layer.moduli for modulus in heads]
     ranges = sorted((offset, offset + modulus) for offset, modulus in zip(layer.offsets, moduli, strict=True))
-    return all(before[1] <= after[0] for before, after in zip(ranges, ranges[1:], strict=False))
+    return all(before[1] <= after[0] for before, after in pairwise(ranges))
 
 
 def plan_traffic(addresses: TokenAddresses, *, memory_bytes: int, threads: int | None = None) -> TrafficPlan:
@@ -322,7 +322,8 @@ def gini(by_hits: Histogram) -> float | None:
     # Rows of equal hits hold the ranks first + 1 … first + n, whose mean is first + (n + 1) / 2; doubled to stay whole.
     firsts = accumulate(rows, initial=0)
     ranked = sum(value * n * (2 * first + n + 1) for value, n, first in zip(values, rows, firsts, strict=False))
-    return (ranked - (n_rows + 1) * n_hits) / (n_rows * n_hits)
+    excess: int = ranked - (n_rows + 1) * n_hits
+    return excess / (n_rows * n_hits)
 
 
 def hottest_share(by_hits: Histogram, share: float) -> float | None:

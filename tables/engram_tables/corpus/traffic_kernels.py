@@ -1,6 +1,7 @@
 """Compiled loops of row traffic: documents laid apart, keys partitioned and counted, weights added to rows.
 
-Callers validate: nothing here checks a bound. All arithmetic on keys is uint64. `traffic_reference.py` is the twin.
+Callers validate: nothing here checks a bound. All arithmetic on keys is uint64. The tests hold the
+loops against a count in plain Python.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _WORD_SPREAD = np.uint64(0xC2B2AE3D27D4EB4F)
 
 
 @njit(cache=True, nogil=True)
-def lay_out(tokens: U32, starts: I64, lookup: U32, bound: int, n_lead: int, ids: U32, kinds: U8) -> int:
+def lay_out(tokens: U32, starts: I64, lookup: U32, bound: int, n_lead: int, ids: U32, kinds: U8) -> Any:
     """Canonical ids with one dead place between documents.
 
     Parameters
@@ -112,7 +113,7 @@ def see_back(ids: U32, boundaries: I64, visible: int, closed: int, seen: U8) -> 
 
 
 @njit(cache=True, nogil=True)
-def mix_keys(ids: U32, seen: U8, multipliers: U64, lag: int, fill: int, word_mask: int, keys: U64) -> None:
+def mix_keys(ids: U32, seen: U8, multipliers: U64, lag: int, fill: Any, word_mask: Any, keys: U64) -> None:
     """Keys of one word: the exclusive-or over an n-gram of id times multiplier.
 
     Parameters
@@ -129,15 +130,15 @@ def mix_keys(ids: U32, seen: U8, multipliers: U64, lag: int, fill: int, word_mas
         uint64 (places,), written.
     """
     mask, filler = np.uint64(word_mask), np.uint64(fill)
-    n_places = np.uint64(ids.size)
+    n_places: Any = np.uint64(ids.size)
     for first in range(np.uint64(0), n_places, np.uint64(MIX_PLACES)):
-        stop = min(first + np.uint64(MIX_PLACES), n_places)
+        stop: Any = min(first + np.uint64(MIX_PLACES), n_places)
         for place in range(first, stop):
             keys[place] = np.uint64(0)
         for which in range(multipliers.size):
             multiplier, back = multipliers[which], np.uint64(which + lag)
             filled = filler * multiplier
-            whole = max(first, min(back, stop))
+            whole: Any = max(first, min(back, stop))
             for place in range(first, whole):
                 keys[place] ^= filled
             for place in range(whole, stop):
@@ -149,7 +150,7 @@ def mix_keys(ids: U32, seen: U8, multipliers: U64, lag: int, fill: int, word_mas
 
 
 @njit(cache=True, nogil=True)
-def spread_key(keys: U64, first_word: int, n_words: int) -> np.uint64:
+def spread_key(keys: U64, first_word: int, n_words: int) -> Any:
     """64 bits whose upper ones are even over keys: which partition a key of `n_words` words belongs to."""
     spread = keys[first_word] * _SPREAD
     for word in range(1, n_words):
@@ -180,7 +181,7 @@ def count_partitions(keys: U64, n_words: int, kinds: U8, shift: int, n_keys: I64
 
 @njit(cache=True, nogil=True)
 def scatter_keys(
-    keys: U64, kinds: U8, shift: int, first_partition: int, first: U64, cursors: U64, lines: U64, out: U64
+    keys: U64, kinds: U8, shift: int, first_partition: int, first: Any, cursors: U64, lines: U64, out: U64
 ) -> None:
     """Put each live key into its partition's next free place in `out`, partitions outside left out.
 
@@ -223,7 +224,7 @@ def scatter_keys(
 
 
 @njit(cache=True, nogil=True)
-def flush_keys(first: U64, cursors: U64, lines: U64, out: U64) -> None:
+def flush_keys(first: Any, cursors: U64, lines: U64, out: U64) -> None:
     """Write the keys that `scatter_keys` left in lines that are not full."""
     low_bits = np.uint64(LINE_WORDS - 1)
     for partition in range(cursors.size):
@@ -258,7 +259,7 @@ def gather_keys(
 
 
 @njit(cache=True, nogil=True)
-def compact_runs(keys: U64, counts: Any) -> int:
+def compact_runs(keys: U64, counts: Any) -> Any:
     """Leave each of the sorted `keys` once, in front, and how often it stood there in `counts`; returns how many."""
     one = np.uint64(1)
     last = np.uint64(keys.size) - one
@@ -355,7 +356,7 @@ def scatter_weights(
 
 
 @njit(cache=True, nogil=True)
-def flush_weights(cursors: U64, lines: U64, pages: U64) -> None:
+def flush_weights(cursors: Any, lines: U64, pages: U64) -> None:
     """Write the entries that `scatter_weights` left in lines that are not full."""
     low_bits = np.uint64(LINE_WORDS - 1)
     for window in range(cursors.size):

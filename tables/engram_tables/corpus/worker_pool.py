@@ -6,15 +6,19 @@ Owns processes and the pipes to them. Knows neither text nor tokens: a task is w
 from __future__ import annotations
 
 import os
+import pickle
 import queue
 import signal
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any, NamedTuple, Protocol, Self
+
+from engram_tables.errors import EngramError
 
 _GRACE_S = 1.0
 """How long a worker without a job has to end by itself; one with a job is killed."""
@@ -201,6 +205,13 @@ def main(handle: int) -> None:
     connection = Connection(handle)
     messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(connection, messages), daemon=True).start()
+
+    def say(kind: str, content: Any) -> None:
+        try:
+            connection.send((kind, content))
+        except OSError:
+            os._exit(1)
+
     run: Callable[[Any, Report], Any] | None = None
     while True:
         message = messages.get()
@@ -210,10 +221,9 @@ def main(handle: int) -> None:
             if run is None:
                 run = message.start()
                 continue
-            result = run(message, lambda report: connection.send(("reported", report)))
-            connection.send(("finished", result))
+            say("finished", run(message, lambda report: say("reported", report)))
         except BaseException as error:
-            connection.send(("failed", _portable(error)))
+            say("failed", _portable(error))
 
 
 class _Unreadable(NamedTuple):
@@ -232,12 +242,15 @@ def _receive(connection: Connection, messages: queue.SimpleQueue[Any]) -> None:
 
 
 def _portable(error: BaseException) -> BaseException:
-    """`error`, or its text where it does not survive pickling."""
-    import pickle
-
+    """`error`, or its text where it does not survive pickling; with its traceback where it is nobody's input."""
+    if not isinstance(error, EngramError | OSError | MemoryError):
+        error.add_note("in a worker process:\n" + "".join(traceback.format_exception(error)))
     try:
         if isinstance(pickle.loads(pickle.dumps(error)), type(error)):
             return error
     except Exception:
         pass
-    return RuntimeError(f"{type(error).__name__}: {error}")
+    plain = RuntimeError(f"{type(error).__name__}: {error}")
+    for note in getattr(error, "__notes__", ()):
+        plain.add_note(note)
+    return plain
