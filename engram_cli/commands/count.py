@@ -95,7 +95,8 @@ def count(
       zcat dump.gz | engram count - --vocab v4.vocab.parquet -o counts --json | jq .orders
     """
     from engram_tables.address.vocabulary import load_vocabulary
-    from engram_tables.corpus.count_corpus import plan_count, refuse_overlap, run_count
+    from engram_tables.corpus.count_corpus import plan_count, run_count
+    from engram_tables.corpus.outputs import refuse_overlap
 
     if next_token not in (None, "raw"):
         raise InvalidInput(f"--next: found {next_token!r}, expected raw; canonical ids alone are counted without it")

@@ -106,7 +106,7 @@ def _tokens_for(paths: list[str]) -> AbstractContextManager[TokenStore]:
 
 
 def _refuse_overlap(output: Path, inputs: list[str]) -> None:
-    from engram_tables.corpus.count_corpus import refuse_overlap
+    from engram_tables.corpus.outputs import refuse_overlap
 
     refuse_overlap(output, inputs)
 

@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from engram_tables.corpus import encoders
+from engram_tables.corpus import encoders, scan_memory
 from engram_tables.corpus.encoders import Encoder, Kind, make_encoder
 
 LLAMA_3 = (
@@ -38,17 +38,22 @@ ALPHABET = (
     "0189٣४½²Ⅻ〇一龥龦ぁゟ゠ヿ㐀𠀀한ㅎᄒ"  # digits of other scripts, class borders of the CJK split
     "\u0300\u0301\u093e\u20dd\ufe0f\u200d\u200b\ufeff👩🏽🇩🇪"
     " \t\n\r\v\f\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2000\u2028\u2029\u202f\u205f\u3000\u180e"
-    "!\"#$%&()*+,-./:;<=>?@[\\]^_{|}~¡§«·¿€±×÷¬￥｜"
+    '!"#$%&()*+,-./:;<=>?@[\\]^_{|}~¡§«·¿€±×÷¬￥｜'
     "\x00\x7f\xad\u0378\ue000\U0010ffff\ufffe"
 )
 TEXTS = st.lists(
     st.text(st.sampled_from(ALPHABET), max_size=24)
     | st.text(max_size=8)
-    | st.sampled_from(["I'LL don't we'Re", "\r\n\r\n \n", "   a", "a  \n b", "1234567", "中文1字", "  ", "\t\tif x:\n"]),
+    | st.sampled_from(
+        ["I'LL don't we'Re", "\r\n\r\n \n", "   a", "a  \n b", "1234567", "中文1字", "  ", "\t\tif x:\n"]
+    ),
     max_size=6,
 ).map("".join)
 
-SAMPLE = Path(json.__file__).read_text() + "Größe naïve Привет мир 中文字符 日本語テキスト 한국어 'twas 12345 can't WON'T  \r\n" * 9
+SAMPLE = (
+    Path(json.__file__).read_text()
+    + "Größe naïve Привет мир 中文字符 日本語テキスト 한국어 'twas 12345 can't WON'T  \r\n" * 9
+)
 
 
 def trained(pre_tokenizer: pre_tokenizers.PreTokenizer, **options: Any) -> Tokenizer:
@@ -162,7 +167,9 @@ def test_characters_side_by_side(name: str) -> None:
 @pytest.mark.parametrize("name", TOKENIZERS)
 @pytest.mark.parametrize("unit", ["a", " ", "\n", "=", "1", "中", "ab", " \n", "é", "'"])
 def test_long_pieces(name: str, unit: str) -> None:
-    lengths = [1, 2, 3, 4, 5, 7, 8, 9, 14, 15, 16, 17, 31, 63, 64, 65, 66, 90, 91, 500, 70_000]
+    lengths = [1, 2, 3, 4, 5, 7, 8, 9, 14, 15, 16, 17, 31, 63, 64, 65, 66, 90, 91, 500]
+    # The expression of "odd" takes the square of the length, in the library too.
+    lengths += [] if name == "odd" else [70_000]
     # The lengths around the caches' bounds, twice: once unknown, once known.
     assert_same(name, 2 * [end + unit * n + end for n in lengths for end in ("", " ", "z")])
 
@@ -196,8 +203,8 @@ def test_any_number_of_threads_and_any_chunks(monkeypatch: pytest.MonkeyPatch, t
 
 
 def test_a_small_cache_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoders, "SHORT_CACHE_BYTES", 64)
-    monkeypatch.setattr(encoders, "LONG_CACHE_BYTES", 128)
+    monkeypatch.setattr(scan_memory, "SHORT_CACHE_BYTES", 64)
+    monkeypatch.setattr(scan_memory, "LONG_CACHE_BYTES", 128)
     tokenizer, _ = pair("o200k")
     expected = tokenizer.encode(SAMPLE, add_special_tokens=False).ids
     assert make_encoder(tokenizer, threads=1).encode([SAMPLE, SAMPLE])[0].tolist() == 2 * expected
@@ -257,14 +264,16 @@ def double_template() -> Tokenizer:
 NOT_UNDERSTOOD: dict[str, Callable[[], Tokenizer]] = {
     "Lowercase": unknown_normalizer,
     "WordLevel": unknown_model,
-    "253 of the 256 bytes": lambda: few_bytes(),
+    "254 of the 256 bytes": few_bytes,
     "TemplateProcessing": double_template,
     "dropout": lambda: trained(splits(QWEN_2), dropout=0.5),
     "add_prefix_space": lambda: trained(pre_tokenizers.ByteLevel(add_prefix_space=True)),
     "Whitespace": lambda: trained(pre_tokenizers.Whitespace()),
     "without ByteLevel": lambda: trained(pre_tokenizers.Split(Regex(r"\s+"), "isolated")),
     "Removed": lambda: trained(
-        pre_tokenizers.Sequence([pre_tokenizers.Split(" ", "removed"), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+        pre_tokenizers.Sequence(
+            [pre_tokenizers.Split(" ", "removed"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
     ),
     "no run of one class": lambda: trained(splits(r"ab", r"\w+|.")),
     "possessive": lambda: trained(splits(r"\p{L}++|.")),

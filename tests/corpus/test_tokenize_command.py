@@ -29,7 +29,7 @@ from engram_tables.address.vocabulary import build_vocabulary, load_vocabulary
 from engram_tables.corpus import tokenize_corpus
 from engram_tables.corpus.token_store import DEAD, is_token_store, open_tokens
 from engram_tables.corpus.tokenize_corpus import plan_tokenize, run_tokenize
-from engram_tables.corpus.tokenize_work import WorkDirectory
+from engram_tables.corpus.tokenize_work import TokenizeWork
 from engram_tables.corpus.worker_pool import WorkerPool
 from engram_tables.errors import CapacityError, InvalidInput
 
@@ -224,7 +224,7 @@ def test_standard_input_is_a_corpus_that_cannot_be_resumed() -> None:
     code, _, err = run("-", "text", "-o", "more", stdin=b"\xff")
     assert code == 3
     assert not Path("more.work").exists()
-    work = WorkDirectory.open(Path("more.work"), {"resumable": False}, restart=False)
+    work = TokenizeWork.begin(Path("more.work"), {"resumable": False}, restart=False)
     work.close()
     assert run("-", "text", "-o", "more", stdin=b"a")[0] == 0
 
@@ -297,10 +297,10 @@ def test_force_replaces_a_token_store_in_one_step() -> None:
 
 def stopped_after(n_shards: int, monkeypatch: pytest.MonkeyPatch, **options: Any) -> pytest.ExceptionInfo[Any]:
     """A run that fails when it has finished `n_shards` shards."""
-    accept = WorkDirectory.accept
+    accept = TokenizeWork.accept
     n_accepted = 0
 
-    def fail(work: WorkDirectory, *arguments: Any) -> None:
+    def fail(work: TokenizeWork, *arguments: Any) -> None:
         nonlocal n_accepted
         if n_accepted == n_shards:
             raise KeyboardInterrupt
@@ -308,7 +308,7 @@ def stopped_after(n_shards: int, monkeypatch: pytest.MonkeyPatch, **options: Any
         accept(work, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(WorkDirectory, "accept", fail)
+        patch.setattr(TokenizeWork, "accept", fail)
         plan = plan_tokenize(["many"], vocabulary=load_vocabulary("vocab.parquet"), output=Path("tokens"))
         with pytest.raises(KeyboardInterrupt) as stopped:
             run_tokenize(plan, workers=1, **options)
@@ -366,7 +366,7 @@ def test_work_of_another_plan_is_refused_until_restart(monkeypatch: pytest.Monke
 
 @pytest.mark.usefixtures("many")
 def test_two_runs_cannot_share_the_work() -> None:
-    work = WorkDirectory.open(Path("tokens.work"), {}, restart=False)
+    work = TokenizeWork.begin(Path("tokens.work"), {}, restart=False)
     try:
         code, _, err = run("many", "-o", "tokens", "--restart")
     finally:
@@ -533,7 +533,7 @@ def test_a_work_directory_that_was_hardly_begun_is_taken_over(place: Path) -> No
 @pytest.mark.usefixtures("many")
 def test_a_run_killed_after_its_end_leaves_work_that_is_still_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(WorkDirectory, "remove", lambda _work: None)
+        patch.setattr(TokenizeWork, "remove", lambda _work: None)
         assert run("many", "-o", "tokens")[0] == 0
     whole = written("tokens")
     assert Path("tokens.work").exists()

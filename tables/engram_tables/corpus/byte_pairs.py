@@ -11,7 +11,8 @@ import numpy as np
 
 from engram_tables.corpus.added_kernels import AddedTokens
 from engram_tables.corpus.patterns import UnsupportedPattern
-from engram_tables.corpus.pretoken_kernels import PADDING, Model, fill_merges, fill_whole
+from engram_tables.corpus.pretoken_kernels import fill_merges, fill_whole
+from engram_tables.corpus.scan_memory import PADDING, Model
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -104,7 +105,7 @@ def read_added(tokenizer: Tokenizer, parsed: list[dict[str, Any]]) -> Added | No
     UnsupportedPattern
         A content that the tokenizer's normalizer changes.
     """
-    entries = []
+    entries: list[tuple[bytes, int, int]] = []
     simple = True
     for token in parsed:
         content = token["content"]
@@ -113,7 +114,10 @@ def read_added(tokenizer: Tokenizer, parsed: list[dict[str, Any]]) -> Added | No
         if token["normalized"] and tokenizer.normalizer and tokenizer.normalizer.normalize_str(content) != content:
             raise UnsupportedPattern(f"added token {content!r}, which the normalizer changes")
         simple &= not (token["single_word"] or token["lstrip"] or token["rstrip"])
-        entries.append((content.encode(), tokenizer.token_to_id(content), int(token["normalized"])))
+        token_id = tokenizer.token_to_id(content)
+        if token_id is None:
+            raise UnsupportedPattern(f"added token {content!r} without an id")
+        entries.append((content.encode(), token_id, int(token["normalized"])))
     if not entries:
         return None
     return Added(_added_tokens(entries), simple)

@@ -7,7 +7,6 @@ all is, so that a run which was stopped goes on where it was.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from engram_tables.corpus.count_work import CountWork
 from engram_tables.corpus.counting import check_orders, strands
 from engram_tables.corpus.counts_store import CorpusFigures, CountsSubject, refuse_output
 from engram_tables.corpus.documents import ReadOptions
+from engram_tables.corpus.outputs import refuse_overlap
 from engram_tables.corpus.readers import STANDARD_INPUT, find_documents
 from engram_tables.corpus.token_store import TokenStore, is_token_store, open_tokens
 from engram_tables.corpus.tokenize_corpus import PIECE_BYTES, TokenizePlan, run_tokenize
@@ -182,25 +182,6 @@ def plan_count(
         min_count=min_count,
     )
     return CountPlan(stores=stores, text=text, orders=wanted, subject=subject, output=output, vocabulary=vocabulary)
-
-
-def refuse_overlap(output: Path, inputs: Sequence[str | Path]) -> None:
-    """Raise `InvalidInput` if `output` is one of the paths `inputs`, holds one or lies inside one.
-
-    Otherwise a replaced output would take its own input with it, and the next count would count this one's result.
-    Links are followed to what they name; links inside the directories are not looked at.
-    """
-    place = Path(os.path.realpath(output))
-    for given in inputs:
-        if str(given) == STANDARD_INPUT:
-            continue
-        found = Path(os.path.realpath(given))
-        if place == found or place in found.parents or found in place.parents:
-            relation = "is" if place == found else "holds" if place in found.parents else "lies inside"
-            raise InvalidInput(
-                f"{output}: found that this output {relation} {given}, which is read, expected a place apart; "
-                "write beside it under another name"
-            )
 
 
 def run_count(

@@ -17,7 +17,6 @@ import numpy.typing as npt
 
 from engram_tables.corpus.chunks import TokenSource, read_chunk
 from engram_tables.corpus.counting import (
-    Sequences,
     Strand,
     Workspace,
     count_tokens,
@@ -53,6 +52,42 @@ THREAD_BYTES = 40 << 20
 LEAST_CHUNK_TOKENS = 1 << 16
 
 I64 = npt.NDArray[np.int64]
+
+
+def count_positions(
+    source: TokenSource,
+    start: int,
+    stop: int,
+    *,
+    vocabulary: Vocabulary,
+    subject: CountsSubject,
+    wound: Sequence[Strand],
+    workspace: Workspace,
+    threads: int,
+) -> tuple[I64, Iterator[Run]]:
+    """Count the windows that begin at positions [start, stop).
+
+    Returns
+    -------
+    int64 (canonical_size,), the occurrences of every id, and one run for each strand in turn, which lies in
+    `workspace` until the next one is taken.
+    """
+    chunk = read_chunk(
+        source, start, stop, vocabulary=vocabulary, ahead=max((strand.form.order for strand in wound), default=0),
+        has_following=subject.next_size > 0, workspace=workspace, threads=threads,
+    )  # fmt: skip
+    occurrences = count_tokens(chunk.sequences, subject.canonical_size, threads=threads)
+
+    def runs() -> Iterator[Run]:
+        for strand in wound:
+            sequences = chunk.sequences
+            if subject.pad_id is not None:
+                sequences = pad_sequences(
+                    sequences, order=strand.form.order, pad_id=subject.pad_id, is_start=chunk.is_start
+                )
+            yield run_of(sort_windows(sequences, strand.form, threads=threads, workspace=workspace))
+
+    return occurrences, runs()
 
 
 class CountWork:
@@ -119,7 +154,16 @@ class CountWork:
             while position < source.n_tokens:
                 stop = min(position + chunk_tokens, source.n_tokens)
                 in_memory = position == 0 and stop == source.n_tokens and len(self.strands) <= 1
-                self._count_chunk(source, position, stop, vocabulary, workspace, threads=threads, in_memory=in_memory)
+                occurrences, runs = count_positions(
+                    source, position, stop, vocabulary=vocabulary, subject=self.subject, wound=self.strands,
+                    workspace=workspace, threads=threads,
+                )  # fmt: skip
+                if in_memory:
+                    self.add(list(runs), occurrences)
+                else:
+                    self.add_runs(
+                        position, stop, lambda _, prefix, runs=runs: save_run(next(runs), prefix), occurrences
+                    )
                 position = stop
                 progress(position, source.n_tokens)
 
@@ -142,39 +186,11 @@ class CountWork:
         return position
 
     def add(self, runs: Sequence[Run], occurrences: I64) -> None:
-        """Take one run for each strand, and the occurrences of every id (int64 (canonical_size,)) that they come from."""
+        """Take one run for each strand, and int64 (canonical_size,): how often each id occurs in what they count."""
         for mine, run in zip(self._runs, runs, strict=True):
             mine.append(run)
         self._occurrences += occurrences
         self.n_runs += 1
-
-    def _count_chunk(
-        self,
-        source: TokenSource,
-        start: int,
-        stop: int,
-        vocabulary: Vocabulary,
-        workspace: Workspace,
-        *,
-        threads: int,
-        in_memory: bool,
-    ) -> None:
-        ahead = max((strand.form.order for strand in self.strands), default=0)
-        chunk = read_chunk(
-            source, start, stop, vocabulary=vocabulary, ahead=ahead, has_following=self.subject.next_size > 0,
-            workspace=workspace, threads=threads,
-        )  # fmt: skip
-        occurrences = count_tokens(chunk.sequences, self.subject.canonical_size, threads=threads)
-
-        def sort(number: int) -> Run:
-            strand = self.strands[number]
-            sequences = self._padded(chunk.sequences, strand, chunk.is_start)
-            return run_of(sort_windows(sequences, strand.form, threads=threads, workspace=workspace))
-
-        if in_memory:
-            self.add([sort(number) for number in range(len(self.strands))], occurrences)
-        else:
-            self.add_runs(start, stop, lambda number, prefix: save_run(sort(number), prefix), occurrences)
 
     def add_runs(self, start: int, stop: int, save: Callable[[int, Path], None], occurrences: I64) -> None:
         """Take the runs of positions [start, stop), which `save` writes for each strand's number, as finished."""
@@ -188,11 +204,6 @@ class CountWork:
         publish_record(self.directory, record, {"start": start, "stop": stop})
         runs = [open_run(_prefix(record, number), strand.form) for number, strand in enumerate(self.strands)]
         self.add(runs, occurrences)
-
-    def _padded(self, sequences: Sequences, strand: Strand, is_start: npt.NDArray[np.bool_]) -> Sequences:
-        if self.subject.pad_id is None:
-            return sequences
-        return pad_sequences(sequences, order=strand.form.order, pad_id=self.subject.pad_id, is_start=is_start)
 
     def publish(
         self, output: Path, figures: CorpusFigures, *, threads: int, stage: Stage, force: bool

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -20,8 +19,8 @@ import numpy.typing as npt
 from engram_tables.corpus import kernels
 from engram_tables.corpus.counts_writer import column_names, part_name, table_schema
 from engram_tables.corpus.ngram_counts import NO_NEXT, NgramCounts
+from engram_tables.corpus.outputs import refuse_foreign_output
 from engram_tables.errors import InvalidInput, SpecMismatch
-from engram_tables.files import refuse_existing
 from engram_tables.units import canonical_json
 
 if TYPE_CHECKING:
@@ -138,26 +137,13 @@ def refuse_output(directory: Path, *, force: bool) -> None:
 
     `force` removes what is there, so that must be a directory which is empty or holds counts of any version.
     """
-    here = Path.cwd()
-    if directory.name in ("", "..") or Path(os.path.realpath(directory)) in (here, *here.parents):
-        raise InvalidInput(
-            f"{directory}: found the current directory or one that holds it, expected a name for a directory of "
-            "its own; choose one, for instance counts"
-        )
-    refuse_existing(directory, force=force)
-    if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
-        raise InvalidInput(
-            f"{directory}: found no directory of its own but a link or a file, expected counts to replace; "
-            "remove it yourself or choose another name"
-        )
-    if not directory.is_dir() or not any(directory.iterdir()):
-        return
-    schema = _schema_of(directory / MANIFEST_NAME)
-    if not schema.startswith(_ANY_VERSION):
-        raise InvalidInput(
-            f"{directory}: found something that is no counts directory (no {MANIFEST_NAME} of `engram count` in it), "
-            "expected one to replace; remove it yourself or choose another name"
-        )
+    refuse_foreign_output(
+        directory,
+        force=force,
+        what="counts directory",
+        suggestion="counts",
+        is_ours=lambda found: _schema_of(found / MANIFEST_NAME).startswith(_ANY_VERSION),
+    )
 
 
 def _schema_of(path: Path) -> str:

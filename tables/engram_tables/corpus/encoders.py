@@ -17,12 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from engram_tables.corpus.patterns import UnsupportedPattern
+from engram_tables.corpus.scan_memory import PADDING, Caches, Model, new_caches, with_scratch
 from engram_tables.threads import resolve_threads, run_slices
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from engram_tables.corpus.pretoken_kernels import Caches, Model
+    from engram_tables.corpus.byte_pairs import Added
     from engram_tables.corpus.pretokens import Scanner
 
 U8 = npt.NDArray[np.uint8]
@@ -34,13 +35,6 @@ CHUNK_BYTES = 8 << 20
 """Text that is scanned at a time; a longer text is a chunk of its own."""
 SLICE_BYTES = 1 << 16
 """Least text that is worth a thread."""
-SHORT_CACHE_BYTES = 16 << 20
-LONG_CACHE_BYTES = 16 << 20
-"""Memory of the two caches of pieces, for each thread; once full, a new piece takes the place of an old one."""
-SCRATCH_BYTES = 1 << 16
-"""Pieces up to so many bytes need no further memory; a longer one takes 28 bytes a byte while it is merged."""
-
-
 TRIALS = [
     "",
     " ",
@@ -115,9 +109,9 @@ def make_encoder(tokenizer: Tokenizer, *, threads: int | None = None, fast: bool
     except UnsupportedPattern as error:
         return LibraryEncoder(plain, str(error))
     library = LibraryEncoder(plain, "")
-    for found, expected in zip(encoder.encode(TRIALS), library.encode(TRIALS), strict=True):
-        if not np.array_equal(found, expected):
-            return LibraryEncoder(plain, "the scan gives other ids for a trial text")
+    found, expected = encoder.encode(TRIALS), library.encode(TRIALS)
+    if not (np.array_equal(found[0], expected[0]) and np.array_equal(found[1], expected[1])):
+        return LibraryEncoder(plain, "the scan gives other ids for a trial text")
     return encoder
 
 
@@ -155,7 +149,7 @@ class ScanEncoder:
         from engram_tables.corpus.pretokens import read_pre_tokenizer
 
         self._model: Model = read_model(parsed["model"])
-        self._added = read_added(tokenizer, parsed["added_tokens"])
+        self._added: Added | None = read_added(tokenizer, parsed["added_tokens"])
         self._scanner: Scanner = read_pre_tokenizer(parsed["pre_tokenizer"])
         self._library = LibraryEncoder(tokenizer, "")
         self._threads = n_threads
@@ -170,12 +164,9 @@ class ScanEncoder:
     def encode(self, texts: Sequence[str]) -> Encoded:
         """See `Encoder.encode`; takes four bytes a byte of text at most, 64 MiB of caches and 28 bytes a byte of the
         longest piece of each thread."""
-        if self._normalizer is not None:
-            return self._encode_normalized(texts)
-        return self._encode_plain(texts)
-
-    def _encode_normalized(self, texts: Sequence[str]) -> Encoded:
-        """The library takes the texts that its normalizer would change."""
+        if self._normalizer is None:
+            return self._encode_plain(texts)
+        # The library takes the texts that its normalizer would change.
         normalize = self._normalizer.normalize_str
         changed = [at for at, text in enumerate(texts) if not text.isascii() and normalize(text) != text]
         if not changed:
@@ -210,8 +201,6 @@ class ScanEncoder:
             yield chunk, n_bytes
 
     def _encode_chunk(self, chunk: list[bytes], n_bytes: int) -> Encoded:
-        from engram_tables.corpus.pretoken_kernels import PADDING
-
         text = np.frombuffer(b"".join([*chunk, bytes(PADDING)]), dtype=np.uint8)
         bounds = np.zeros(len(chunk) + 1, dtype=np.int64)
         np.cumsum([len(part) for part in chunk], out=bounds[1:])
@@ -273,7 +262,7 @@ class ScanEncoder:
         if needed <= 2 * CHUNK_BYTES:
             self._out = out
         while len(self._caches) < len(slices):
-            self._caches.append(_new_caches())
+            self._caches.append(new_caches())
         places = [int(starts[first]) + margin * number for number, (first, _) in enumerate(slices)]
         states: list[I64 | None] = [None] * len(slices)
 
@@ -300,7 +289,7 @@ class ScanEncoder:
             kernels.encode_segments(text, *segments[:3], self._scanner, self._model, caches, out, counts, state)
             == kernels.MORE_SCRATCH
         ):
-            caches = _with_scratch(caches, int(state[kernels.NEEDED]))
+            caches = with_scratch(caches, int(state[kernels.NEEDED]))
         self.n_pieces += int(state[kernels.N_PIECES])
         self.n_misses += int(state[kernels.N_MISSES])
         return state
@@ -363,38 +352,6 @@ def _interleave(scanned: Encoded, foreign: Encoded, foreign_texts: Sequence[int]
     ids[of_foreign] = foreign[0]
     ids[~of_foreign] = scanned[0]
     return ids, counts
-
-
-def _new_caches() -> Caches:
-    from engram_tables.corpus.pretoken_kernels import BLOCK_PIECES, BLOCK_WORDS, Caches
-
-    return Caches(
-        short=_aligned_words(SHORT_CACHE_BYTES // 8),
-        long=_aligned_words(LONG_CACHE_BYTES // 8),
-        block=np.empty(BLOCK_PIECES * BLOCK_WORDS, dtype=np.uint64),
-        **_scratch(SCRATCH_BYTES),
-    )
-
-
-def _with_scratch(caches: Caches, n_symbols: int) -> Caches:
-    return caches._replace(**_scratch(n_symbols))
-
-
-def _scratch(n_symbols: int) -> dict[str, npt.NDArray[Any]]:
-    return {
-        "symbols": np.empty(n_symbols, dtype=np.uint32),
-        "merged": np.empty(min(n_symbols, SCRATCH_BYTES), dtype=np.uint32),
-        "before": np.empty(n_symbols, dtype=np.int32),
-        "after": np.empty(n_symbols, dtype=np.int32),
-        "heap": np.empty(2 * n_symbols, dtype=np.uint64),
-    }
-
-
-def _aligned_words(n_words: int) -> npt.NDArray[np.uint64]:
-    """Zeros that start on a cache line."""
-    words = np.zeros(n_words + 8, dtype=np.uint64)
-    skipped = -words.ctypes.data % 64 // 8
-    return words[skipped : skipped + n_words]
 
 
 def _without_limits(tokenizer: Tokenizer) -> Tokenizer:

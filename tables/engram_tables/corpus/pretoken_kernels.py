@@ -4,12 +4,13 @@ A *segment* is a stretch of the text between two added tokens, or an added token
 leaves; pieces are looked up in two caches (up to 15 bytes, 16 to 64 bytes) and merged by byte-pair encoding when
 they are in neither. What a cache holds decides the time and never the result: keys are compared whole.
 
-`text` ends with `PADDING` bytes that belong to no segment, since keys are read eight bytes at a time.
+`text` ends with `PADDING` bytes that belong to no segment, since keys are read eight bytes at a time. Numba's cache
+watches this file alone: touch it when a constant or an intrinsic that it imports changes.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,31 +19,38 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from engram_tables.corpus.pretokens import MATCH, PAGE_BITS, SKIPS, STOP, Scanner
+from engram_tables.corpus.scan_memory import (
+    BLOCK_PIECES,
+    BLOCK_WORDS,
+    LONG_BYTES,
+    LONG_ENTRY_WORDS,
+    LONG_IDS,
+    SCAN_SYMBOLS,
+    SHORT_BYTES,
+    SHORT_IDS,
+    SHORT_SET_WORDS,
+    Caches,
+    Model,
+)
 from engram_tables.memory import prefetch
 
-PADDING = 64
-SHORT_BYTES = 15
-"""Longest piece of the first cache: 15 bytes and their number fill two words."""
-LONG_BYTES = 64
-"""Longest piece of the second cache."""
-SHORT_IDS = 3
-LONG_IDS = 12
-SHORT_SET_WORDS = 8
-LONG_ENTRY_WORDS = 16
-SCAN_SYMBOLS = 64
-"""Pieces of at most so many bytes are merged by searching all pairs, longer ones with a heap."""
 DONE, MORE_SCRATCH = 0, 1
 AT_SEGMENT, AT_BYTE, AT_RUN, AT_OUT, NEEDED, N_PIECES, N_MISSES = range(7)
 STATE_WORDS = 8
-BLOCK_PIECES = 256
-"""Pieces found before the first of them is looked up: so long the fetch of a cache's line may take."""
-BLOCK_WORDS = 4
-
+Int = Any
+Word = Any
+"""int64 and uint64 inside compiled code."""
 U8 = npt.NDArray[np.uint8]
 U32 = npt.NDArray[np.uint32]
 I32 = npt.NDArray[np.int32]
-U64 = npt.NDArray[np.uint64]
+U64 = npt.NDArray[Word]
 I64 = npt.NDArray[np.int64]
+
+# Every call between kernels would count references to some twenty arrays, which made a piece five times slower
+# (2026-11): nothing here makes or keeps an array, so that the counts are left out.
+_options: dict[str, Any] = {"cache": True, "nogil": True, "_nrt": False}
+_kernel: Any = njit(**_options)
+_inlined: Any = njit(**_options, forceinline=True)
 
 _NONE = np.uint64(0xFFFFFFFFFFFFFFFF)
 _LOW = np.uint64(0xFFFFFFFF)
@@ -51,71 +59,6 @@ _K2 = np.uint64(0xC2B2AE3D27D4EB4F)
 _MATCH, _SKIPS, _STOP, _STATE = (np.uint64(value) for value in (MATCH, SKIPS, STOP, SKIPS - 1))
 _SIX = np.uint64(0x3F)
 _0, _1, _8, _29, _32, _56, _64 = (np.uint64(value) for value in (0, 1, 8, 29, 32, 56, 64))
-
-
-class Model(NamedTuple):
-    """A byte-pair encoding, as the kernels take it.
-
-    Attributes
-    ----------
-    byte_ids
-        uint32 (256,): id of each single byte.
-    merges
-        uint64 (2 × slots,): open-addressing table, left id << 32 | right id, then rank << 32 | merged id; slots a
-        power of two, empty ones all ones.
-    merge_shift
-        64 − log2(slots).
-    whole
-        uint64 (2 × slots,): open-addressing table of the pieces that are a token without merging (`ignore_merges`):
-        hash, then offset in `whole_bytes` << 32 | entry; empty ones all ones. One empty slot where there are none.
-    whole_shift
-        64 − log2(slots); 64 where there are none.
-    whole_stops
-        int64 (n_whole,): where each entry's bytes end.
-    whole_ids
-        uint32 (n_whole,).
-    whole_bytes
-        uint8, padded by `PADDING`.
-    """
-
-    byte_ids: U32
-    merges: U64
-    merge_shift: int
-    whole: U64
-    whole_shift: int
-    whole_stops: I64
-    whole_ids: U32
-    whole_bytes: U8
-
-
-class Caches(NamedTuple):
-    """What one thread remembers of pieces, and its scratch memory.
-
-    Attributes
-    ----------
-    short
-        uint64 (8 × sets,), sets a power of two: two entries a set, each of two key words (bytes, number of bytes in
-        the top one) and two value words (ids 0 and 1; id 2 and the number of ids). A new piece takes the second
-        place of its set, a piece found there changes places with the first.
-    long
-        uint64 (16 × entries,), entries a power of two: hash, bytes | ids << 32, eight words of bytes, six of ids. A new
-        piece takes its place from the one before.
-    symbols, merged, before, after
-        uint32, uint32, int32, int32 (n,): scratch for pieces of up to n bytes.
-    heap
-        uint64 (2 n,).
-    block
-        uint64 (4 × `BLOCK_PIECES`,): end, key words and set of the pieces found but not yet looked up.
-    """
-
-    short: U64
-    long: U64
-    symbols: U32
-    merged: U32
-    before: I32
-    after: I32
-    heap: U64
-    block: U64
 
 
 def _type_load_word(_typing: Any, _address: Any) -> Any:
@@ -144,14 +87,14 @@ def _type_trailing_zeros(_typing: Any, _word: Any) -> Any:
 _trailing_zeros: Any = intrinsic(_type_trailing_zeros)
 
 
-@njit(cache=True, nogil=True, _nrt=False, forceinline=True)
-def _mask(n_bytes: np.uint64) -> np.uint64:
+@_inlined
+def _mask(n_bytes: Word) -> Word:
     """Ones in the lowest `n_bytes` bytes, 1 to 8."""
     return _NONE >> (_64 - (n_bytes << np.uint64(3)))
 
 
-@njit(cache=True, nogil=True, _nrt=False, forceinline=True)
-def hash_piece(address: np.uint64, n_bytes: np.uint64) -> np.uint64:
+@_inlined
+def hash_piece(address: Word, n_bytes: Word) -> Word:
     """Hash of 1 byte or more; never all ones."""
     value = n_bytes * _K1
     at = _0
@@ -165,8 +108,8 @@ def hash_piece(address: np.uint64, n_bytes: np.uint64) -> np.uint64:
     return value & ~_1
 
 
-@njit(cache=True, nogil=True, _nrt=False, forceinline=True)
-def _same_bytes(left: np.uint64, right: np.uint64, n_bytes: np.uint64) -> bool:
+@_inlined
+def _same_bytes(left: Word, right: Word, n_bytes: Word) -> Any:
     at = _0
     while n_bytes - at > _8:
         if _load_word(left + at) != _load_word(right + at):
@@ -175,8 +118,8 @@ def _same_bytes(left: np.uint64, right: np.uint64, n_bytes: np.uint64) -> bool:
     return (_load_word(left + at) ^ _load_word(right + at)) & _mask(n_bytes - at) == _0
 
 
-@njit(cache=True, nogil=True, _nrt=False)
-def find_whole(address: np.uint64, n_bytes: np.uint64, model: Model) -> np.int64:
+@_kernel
+def find_whole(address: Word, n_bytes: Word, model: Model) -> Int:
     """Id of the token that is the piece itself, −1 if there is none."""
     if model.whole_shift == 64:
         return np.int64(-1)
@@ -197,8 +140,8 @@ def find_whole(address: np.uint64, n_bytes: np.uint64, model: Model) -> np.int64
     return np.int64(-1)
 
 
-@njit(cache=True, nogil=True, _nrt=False, forceinline=True)
-def _find_merge(left: np.uint32, right: np.uint32, model: Model) -> np.uint64:
+@_inlined
+def _find_merge(left: Int, right: Int, model: Model) -> Word:
     """Rank << 32 | merged id of a pair, all ones if it does not merge."""
     key = np.uint64(left) << _32 | np.uint64(right)
     slot_mask = np.uint64(len(model.merges) // 2 - 1)
@@ -212,8 +155,8 @@ def _find_merge(left: np.uint32, right: np.uint32, model: Model) -> np.uint64:
         slot = (slot + _1) & slot_mask
 
 
-@njit(cache=True, nogil=True, _nrt=False)
-def fill_merges(keys: U64, values: U64, table: U64, shift: int) -> None:
+@_kernel
+def fill_merges(keys: U64, values: U64, table: U64, shift: Int) -> None:
     """Enter pairs, each once, into an empty table of `Model.merges`."""
     slot_mask = np.uint64(len(table) // 2 - 1)
     for at in range(len(keys)):
@@ -224,8 +167,8 @@ def fill_merges(keys: U64, values: U64, table: U64, shift: int) -> None:
         table[(slot << _1) + _1] = values[at]
 
 
-@njit(cache=True, nogil=True, _nrt=False)
-def fill_whole(whole_bytes: U8, stops: I64, table: U64, shift: int) -> None:
+@_kernel
+def fill_whole(whole_bytes: U8, stops: I64, table: U64, shift: Int) -> None:
     """Enter pieces, each once and none empty, into an empty table of `Model.whole`."""
     slot_mask = np.uint64(len(table) // 2 - 1)
     base = np.uint64(whole_bytes.ctypes.data)
@@ -240,16 +183,16 @@ def fill_whole(whole_bytes: U8, stops: I64, table: U64, shift: int) -> None:
         start = stops[entry]
 
 
-@njit(cache=True, nogil=True, _nrt=False, forceinline=True)
-def _set_pair(left: np.int64, right: np.int64, model: Model, caches: Caches) -> None:
+@_inlined
+def _set_pair(left: Int, right: Int, model: Model, caches: Caches) -> None:
     """Note how two neighbours merge: rank << 32 | place, and the merged id."""
     found = _find_merge(caches.symbols[left], caches.symbols[right], model)
     caches.heap[left] = _NONE if found == _NONE else (found & ~_LOW) | np.uint64(left)
     caches.merged[left] = np.uint32(found & _LOW)
 
 
-@njit(cache=True, nogil=True, _nrt=False)
-def _merge_by_search(n_symbols: int, model: Model, caches: Caches) -> int:
+@_kernel
+def _merge_by_search(n_symbols: Int, model: Model, caches: Caches) -> Int:
     """Merge the best pair, leftmost first, until none is left; the number of symbols that remain."""
     symbols, before, after, pairs = caches.symbols, caches.before, caches.after, caches.heap
     for at in range(n_symbols):
@@ -264,25 +207,25 @@ def _merge_by_search(n_symbols: int, model: Model, caches: Caches) -> int:
             best = min(best, pairs[at])
         if best == _NONE:
             break
-        at = np.int64(best & _LOW)
-        right = np.int64(after[at])
-        symbols[at] = caches.merged[at]
+        left = np.int64(best & _LOW)
+        right = np.int64(after[left])
+        symbols[left] = caches.merged[left]
         before[right] = -2
-        pairs[at] = _NONE
+        pairs[left] = _NONE
         if right < n_symbols - 1:
             pairs[right] = _NONE
         follower = np.int64(after[right])
-        after[at] = follower
+        after[left] = follower
         if follower < n_symbols:
-            before[follower] = at
-            _set_pair(at, follower, model, caches)
-        if before[at] >= 0:
-            _set_pair(np.int64(before[at]), at, model, caches)
+            before[follower] = left
+            _set_pair(left, follower, model, caches)
+        if before[left] >= 0:
+            _set_pair(np.int64(before[left]), left, model, caches)
     return _close_up(n_symbols, symbols, before)
 
 
-@njit(cache=True, nogil=True, _nrt=False)
-def _close_up(n_symbols: int, symbols: U32, before: I32) -> int:
+@_kernel
+def _close_up(n_symbols: Int, symbols: U32, before: I32) -> Int:
     """Move what is left together; the number of symbols."""
     n_left = 0
     for at in range(n_symbols):
@@ -292,8 +235,8 @@ def _close_up(n_symbols: int, symbols: U32, before: I32) -> int:
     return n_left
 
 
-@njit(cache=True, nogil=True, _nrt=False)
-def _push(heap: U64, n_heap: int, value: np.uint64) -> int:
+@_kernel
+def _push(heap: U64, n_heap: Int, value: Word) -> Int:
     at = n_heap
     while at > 0:
         parent = (at - 1) >> 1
@@ -305,8 +248,8 @@ def _push(heap: U64, n_heap: int, value: np.uint64) -> int:
     return n_heap + 1
 
 
-@njit(cache=True, nogil=True, _nrt=False)
-def _pop(heap: U64, n_heap: int) -> int:
+@_kernel
+def _pop(heap: U64, n_heap: Int) -> Int:
     """Remove the least value, which is `heap[0]`."""
     n_heap -= 1
     value = heap[n_heap]
@@ -325,8 +268,8 @@ def _pop(heap: U64, n_heap: int) -> int:
     return n_heap
 
 
-@njit(cache=True, nogil=True, _nrt=False)
-def _merge_by_heap(n_symbols: int, model: Model, caches: Caches) -> int:
+@_kernel
+def _merge_by_heap(n_symbols: Int, model: Model, caches: Caches) -> Int:
     """The same for long pieces: pairs wait in a heap by rank, then place; an outdated one is dropped when it comes."""
     symbols, before, after, heap = caches.symbols, caches.before, caches.after, caches.heap
     n_heap = 0
@@ -340,32 +283,32 @@ def _merge_by_heap(n_symbols: int, model: Model, caches: Caches) -> int:
     while n_heap > 0:
         top = heap[0]
         n_heap = _pop(heap, n_heap)
-        at = np.int64(top & _LOW)
-        right = np.int64(after[at])
-        if before[at] < -1 or right >= n_symbols:
+        left = np.int64(top & _LOW)
+        right = np.int64(after[left])
+        if before[left] < -1 or right >= n_symbols:
             continue
-        found = _find_merge(symbols[at], symbols[right], model)
+        found = _find_merge(symbols[left], symbols[right], model)
         if found == _NONE or found >> _32 != top >> _32:
             continue
-        symbols[at] = np.uint32(found & _LOW)
+        symbols[left] = np.uint32(found & _LOW)
         before[right] = -2
         follower = np.int64(after[right])
-        after[at] = follower
+        after[left] = follower
         if follower < n_symbols:
-            before[follower] = at
-            found = _find_merge(symbols[at], symbols[follower], model)
-            if found != _NONE:
-                n_heap = _push(heap, n_heap, (found & ~_LOW) | np.uint64(at))
-        left = np.int64(before[at])
-        if left >= 0:
-            found = _find_merge(symbols[left], symbols[at], model)
+            before[follower] = left
+            found = _find_merge(symbols[left], symbols[follower], model)
             if found != _NONE:
                 n_heap = _push(heap, n_heap, (found & ~_LOW) | np.uint64(left))
+        ahead = np.int64(before[left])
+        if ahead >= 0:
+            found = _find_merge(symbols[ahead], symbols[left], model)
+            if found != _NONE:
+                n_heap = _push(heap, n_heap, (found & ~_LOW) | np.uint64(ahead))
     return _close_up(n_symbols, symbols, before)
 
 
-@njit(cache=True, nogil=True, _nrt=False)
-def _merge_piece(text: U8, start: int, stop: int, model: Model, caches: Caches) -> int:
+@_kernel
+def _merge_piece(text: U8, start: Int, stop: Int, model: Model, caches: Caches) -> Int:
     """Ids of a piece, into `caches.symbols`; their number."""
     symbols = caches.symbols
     whole = find_whole(np.uint64(text.ctypes.data) + np.uint64(start), np.uint64(stop - start), model)
@@ -379,8 +322,8 @@ def _merge_piece(text: U8, start: int, stop: int, model: Model, caches: Caches) 
     return _merge_by_heap(stop - start, model, caches)
 
 
-@njit(cache=True, nogil=True, _nrt=False, forceinline=True)
-def _note_piece(address: np.uint64, n_bytes: np.uint64, short: U64, block: U64, number: int) -> None:
+@_inlined
+def _note_piece(address: Word, n_bytes: Word, short: U64, block: U64, number: Int) -> None:
     """Write a piece of up to 15 bytes into the block: its key and its set, which is fetched meanwhile."""
     n_low = min(n_bytes, _8)
     low = _load_word(address) & _mask(n_low)
@@ -395,10 +338,10 @@ def _note_piece(address: np.uint64, n_bytes: np.uint64, short: U64, block: U64, 
     block[place + np.uint64(3)] = line
 
 
-@njit(cache=True, nogil=True, _nrt=False, forceinline=True)
+@_inlined
 def _encode_short(
-    text: U8, start: int, stop: int, model: Model, caches: Caches, number: int, out: U32, n_out: int, state: I64
-) -> int:
+    text: U8, start: Int, stop: Int, model: Model, caches: Caches, number: Int, out: U32, n_out: Int, state: I64
+) -> Int:
     """Write the ids of a piece of up to 15 bytes that stands in the block; the new number of ids."""
     short, block = caches.short, caches.block
     place = np.uint64(number * BLOCK_WORDS)
@@ -429,8 +372,8 @@ def _encode_short(
     return n_out + np.int64(last_id >> _32)
 
 
-@njit(cache=True, nogil=True, _nrt=False, forceinline=True)
-def _note_long_piece(address: np.uint64, n_bytes: np.uint64, long: U64, block: U64, number: int) -> None:
+@_inlined
+def _note_long_piece(address: Word, n_bytes: Word, long: U64, block: U64, number: Int) -> None:
     """The same for a piece of 16 to 64 bytes: its hash, and the two lines of its entry."""
     hashed = hash_piece(address, n_bytes)
     entry = ((hashed >> _32) & np.uint64(len(long) // LONG_ENTRY_WORDS - 1)) * np.uint64(LONG_ENTRY_WORDS)
@@ -442,10 +385,10 @@ def _note_long_piece(address: np.uint64, n_bytes: np.uint64, long: U64, block: U
     prefetch(line + _64)
 
 
-@njit(cache=True, nogil=True, _nrt=False, forceinline=True)
+@_inlined
 def _encode_long(
-    text: U8, start: int, stop: int, model: Model, caches: Caches, number: int, out: U32, n_out: int, state: I64
-) -> int:
+    text: U8, start: Int, stop: Int, model: Model, caches: Caches, number: Int, out: U32, n_out: Int, state: I64
+) -> Int:
     """Write the ids of a piece of 16 bytes or more, in the block if it has up to 64; the new number of ids."""
     n_bytes = stop - start
     if n_bytes > LONG_BYTES:
@@ -483,8 +426,8 @@ def _encode_long(
     return n_out + n_ids
 
 
-@njit(cache=True, nogil=True, _nrt=False)
-def _wide_atom_at(text: U8, at: np.uint64, scanner: Scanner) -> tuple[np.uint64, np.uint64]:
+@_kernel
+def _wide_atom_at(text: U8, at: Word, scanner: Scanner) -> tuple[Word, Word]:
     """The same for a character of several bytes."""
     lead = np.uint64(text[at])
     point = np.uint64(text[at + _1]) & _SIX
@@ -504,8 +447,8 @@ def _wide_atom_at(text: U8, at: np.uint64, scanner: Scanner) -> tuple[np.uint64,
     return np.uint64(scanner.pages[page << np.uint64(PAGE_BITS) | point & _SIX]), n_bytes
 
 
-@njit(cache=True, nogil=True, _nrt=False, forceinline=True)
-def _atom_at(text: U8, at: np.uint64, scanner: Scanner) -> tuple[np.uint64, np.uint64]:
+@_inlined
+def _atom_at(text: U8, at: Word, scanner: Scanner) -> Any:
     """Atom of the character that starts at a byte, and its number of bytes."""
     lead = text[at]
     if lead < 0x80:
@@ -513,8 +456,8 @@ def _atom_at(text: U8, at: np.uint64, scanner: Scanner) -> tuple[np.uint64, np.u
     return _wide_atom_at(text, at, scanner)
 
 
-@njit(cache=True, nogil=True, _nrt=False, forceinline=True)
-def _small_letters(word: np.uint64) -> np.uint64:
+@_inlined
+def _small_letters(word: Word) -> Word:
     """How many bytes of a word, from the lowest, are a to z before the first that is not."""
     # Per byte, without carries: the top bit is set where the low seven bits are below "a", past "z", or it was set.
     low = word & np.uint64(0x7F7F7F7F7F7F7F7F)
@@ -524,10 +467,8 @@ def _small_letters(word: np.uint64) -> np.uint64:
     return _trailing_zeros(other) >> np.uint64(3)
 
 
-@njit(cache=True, nogil=True, _nrt=False, forceinline=True)
-def _match_at(
-    text: U8, start: np.uint64, stop: np.uint64, run: np.uint64, scanner: Scanner
-) -> tuple[np.uint64, np.uint64]:
+@_inlined
+def _match_at(text: U8, start: Word, stop: Word, run: Word, scanner: Scanner) -> tuple[Word, Word]:
     """End of the match that starts at a byte, `start` if there is none; and the run state at that end."""
     state = np.uint64(scanner.start_of[run])
     base = np.uint64(text.ctypes.data)
@@ -555,10 +496,8 @@ def _match_at(
     return end, np.uint64(scanner.run_of[end_state >> np.uint64(scanner.shift)])
 
 
-@njit(cache=True, nogil=True, _nrt=False)
-def _next_gap(
-    text: U8, start: np.uint64, stop: np.uint64, run: np.uint64, scanner: Scanner
-) -> tuple[np.uint64, np.uint64]:
+@_kernel
+def _next_gap(text: U8, start: Word, stop: Word, run: Word, scanner: Scanner) -> tuple[Word, Word]:
     """End of the piece without a match that starts at a byte, and the run state there: the next match or cut."""
     at = start
     while True:
@@ -572,7 +511,7 @@ def _next_gap(
             return at, run
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@_kernel
 def encode_segments(
     text: U8,
     starts: I64,
@@ -584,7 +523,7 @@ def encode_segments(
     out: U32,
     counts: I64,
     state: I64,
-) -> int:
+) -> Int:
     """Ids of segments, from where `state` says to the end or until a piece is larger than the scratch memory.
 
     Parameters

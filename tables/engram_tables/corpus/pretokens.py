@@ -122,7 +122,7 @@ def read_pre_tokenizer(parsed: dict[str, Any] | None) -> Scanner:
         shift=shift,
         steps=_flat_steps(automaton, shift, sorted({*atom_of[ord("a") : ord("z") + 1].tolist()})),
         run_of=np.array([run for run, _, _ in automaton.states], dtype=np.uint16),
-        start_of=np.array(automaton.start_of, dtype=np.uint32) << shift,
+        start_of=np.array([state << shift for state in automaton.start_of], dtype=np.uint32),
         next_run=np.array(automaton.next_run, dtype=np.uint16).reshape(-1),
         cuts=np.array(automaton.cuts, dtype=bool).reshape(-1),
     )

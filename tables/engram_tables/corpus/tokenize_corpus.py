@@ -22,7 +22,8 @@ from engram_tables.corpus.sources import CorpusFile
 from engram_tables.corpus.token_manifest import build_manifest, ids_dtype
 from engram_tables.corpus.token_shards import refuse_output
 from engram_tables.corpus.tokenize_piece import EncoderChoice, Numbered, PieceResult, PieceTask, Step
-from engram_tables.corpus.tokenize_work import FinishedShard, WorkDirectory, work_path
+from engram_tables.corpus.tokenize_work import FinishedShard, TokenizeWork
+from engram_tables.corpus.work_directory import work_path
 from engram_tables.corpus.worker_pool import Finished, JobFailed, Reported, WorkerLost, WorkerPool
 from engram_tables.errors import CapacityError, InvalidInput
 from engram_tables.threads import resolve_threads
@@ -184,7 +185,7 @@ def run_tokenize(
     refuse_output(plan.output, force=force)
     run: _Run | None = None
     try:
-        work = WorkDirectory.open(plan.work, plan.describe() | {"resumable": plan.is_resumable}, restart=restart)
+        work = TokenizeWork.begin(plan.work, plan.describe() | {"resumable": plan.is_resumable}, restart=restart)
         try:
             run = _Run(plan=plan, work=work, progress=progress)
             done = run.carry_out(n_workers, force=force)
@@ -201,7 +202,7 @@ def run_tokenize(
         raise
 
 
-def _keep_finished(plan: TokenizePlan, work: WorkDirectory, n_finished: int, error: BaseException) -> None:
+def _keep_finished(plan: TokenizePlan, work: TokenizeWork, n_finished: int, error: BaseException) -> None:
     """Leave what a later run can use, or nothing, and say which."""
     if not n_finished or not plan.is_resumable:
         work.remove()
@@ -218,7 +219,7 @@ class _Run:
     """One run: what is finished so far, and how far it is."""
 
     plan: TokenizePlan
-    work: WorkDirectory
+    work: TokenizeWork
     progress: ProgressHook | None
     finished: dict[int, FinishedShard] = field(default_factory=dict)
     done_bytes: int = 0
@@ -255,7 +256,7 @@ class _Run:
             tokenizer_sha256=plan.vocabulary.tokenizer_sha256,
             corpus=_corpus_figures(outcome),
         )
-        self.work.publish(plan.output, manifest, force=force)
+        self.work.publish_tokens(plan.output, manifest, force=force)
         return TokenizedCorpus(
             manifest=manifest, outcome=outcome, n_reused=n_reused, n_workers=n_workers, encoder=self.encoder
         )

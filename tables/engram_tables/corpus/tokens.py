@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,14 +9,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from engram_tables.corpus.readers import Document
+from engram_tables.corpus.documents import Document
+from engram_tables.corpus.encoders import Encoder, make_encoder
 from engram_tables.units import ProgressHook
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 BATCH_BYTES = 1 << 20
-"""Text given to the tokenizer at a time: bounds memory, and the wait until Ctrl-C is answered."""
+"""Text encoded at a time: bounds memory, and the wait until Ctrl-C is answered."""
+LIBRARY_BYTES = 1 << 21
+"""Text that the tokenizers library encodes in less time than it takes to make a faster encoder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +58,8 @@ def tokenize_documents(
     """Encode every document; no special token is added.
 
     A document is encoded whole, since a tokenizer need not agree with itself across a cut: the largest one sets the
-    memory this takes, some 150 bytes a token while it is encoded. The tokenizer's own threads work
-    (RAYON_NUM_THREADS bounds them).
+    memory this takes, some 10 bytes a byte of text while it is encoded, or 150 bytes a token where
+    `corpus.encoders` leaves the work to the tokenizers library.
 
     Parameters
     ----------
@@ -66,33 +68,23 @@ def tokenize_documents(
     progress
         Called with bytes after each batch.
     """
-    encoder = _without_limits(tokenizer)
+    encoder: Encoder = make_encoder(tokenizer, fast=False)
     parts: list[npt.NDArray[np.uint32]] = []
-    n_tokens: list[int] = []
-    done_bytes = 0
+    n_tokens: list[npt.NDArray[np.int64]] = []
+    done_bytes, tried = 0, False
     for batch in _batches(documents):
-        encodings = encoder.encode_batch_fast([document.text for document in batch], add_special_tokens=False)
-        batch_tokens = [len(encoding) for encoding in encodings]
-        each_id = itertools.chain.from_iterable(encoding.ids for encoding in encodings)
-        parts.append(np.fromiter(each_id, dtype=np.uint32, count=sum(batch_tokens)))
-        n_tokens.extend(batch_tokens)
+        if not tried and done_bytes >= LIBRARY_BYTES:
+            encoder, tried = make_encoder(tokenizer), True
+        ids, batch_tokens = encoder.encode([document.text for document in batch])
+        parts.append(ids)
+        n_tokens.append(batch_tokens)
         done_bytes += sum(document.n_bytes for document in batch)
         if progress is not None:
             progress(done_bytes, max(done_bytes, total_bytes))
-    starts = np.zeros(len(n_tokens) + 1, dtype=np.int64)
-    np.cumsum(n_tokens, out=starts[1:])
-    ids = np.concatenate(parts) if parts else np.empty(0, dtype=np.uint32)
-    return TokenStream(ids=ids, document_starts=starts)
-
-
-def _without_limits(tokenizer: Tokenizer) -> Tokenizer:
-    """`tokenizer`, or a copy without its file's truncation and padding: both change counts in silence."""
-    if tokenizer.truncation is None and tokenizer.padding is None:
-        return tokenizer
-    copy: Tokenizer = type(tokenizer).from_str(tokenizer.to_str())
-    copy.no_truncation()
-    copy.no_padding()
-    return copy
+    each_tokens = np.concatenate([np.empty(0, dtype=np.int64), *n_tokens])
+    starts = np.zeros(len(each_tokens) + 1, dtype=np.int64)
+    np.cumsum(each_tokens, out=starts[1:])
+    return TokenStream(ids=np.concatenate([np.empty(0, dtype=np.uint32), *parts]), document_starts=starts)
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:

@@ -36,8 +36,9 @@ class WorkDirectory:
     name when it is on the disk.
     """
 
-    def __init__(self, path: Path, lock: int) -> None:
+    def __init__(self, path: Path, lock: int, plan: Mapping[str, Any]) -> None:
         self.path = path
+        self.plan_sha256 = record_digest(plan)
         self.partial = path / f"partial-{secrets.token_hex(4)}"
         self._lock = lock
 
@@ -48,7 +49,8 @@ class WorkDirectory:
         Parameters
         ----------
         plan
-            What must be the same for a run to go on, `schema` among it, as JSON values.
+            What must be the same for a run to go on, `schema` among it, as JSON values. Where `resumable` is false,
+            nobody can go on with it: what was read from a pipe is gone.
 
         Raises
         ------
@@ -59,9 +61,9 @@ class WorkDirectory:
         wanted = json.loads(json.dumps(plan))
         _refuse_foreign(path, wanted["schema"], command)
         path.mkdir(exist_ok=True)
-        work = cls(path, _locked(path, command))
+        work = cls(path, _locked(path, command), wanted)
         try:
-            if restart:
+            if restart or _plan_of(path).get("resumable") is False:
                 _empty(path)
             elif (path / PLAN_NAME).exists():
                 _refuse_other_plan(path, wanted)
@@ -85,10 +87,6 @@ class WorkDirectory:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        self.accept(temporary, path)
-
-    def accept(self, temporary: Path, path: Path) -> None:
-        """Give a flushed file of `partial` its name."""
         temporary.replace(path)
         fsync_directory(path.parent)
 
@@ -189,6 +187,8 @@ def _empty(path: Path) -> None:
 
 def _refuse_other_plan(path: Path, plan: dict[str, Any]) -> None:
     found = _plan_of(path)
+    if not found:
+        raise InvalidInput(f"{path / PLAN_NAME}: cannot be read as a plan; begin anew with --restart")
     differing = sorted(key for key in {*found, *plan} if found.get(key) != plan.get(key))
     if differing:
         what = "; ".join(_difference(key, found.get(key), plan.get(key)) for key in differing)
