@@ -161,9 +161,7 @@ class CountWork:
                 if in_memory:
                     self.add(list(runs), occurrences)
                 else:
-                    self.add_runs(
-                        position, stop, lambda _, prefix, runs=runs: save_run(next(runs), prefix), occurrences
-                    )
+                    self.add_runs(position, stop, _saver(runs), occurrences)
                 position = stop
                 progress(position, source.n_tokens)
 
@@ -300,6 +298,10 @@ class CountWork:
                     unpacker.close()
             entries = [file.close() for file in files.values()]
         yield from entries
+
+
+def _saver(runs: Iterator[Run]) -> Callable[[int, Path], None]:
+    return lambda _number, prefix: save_run(next(runs), prefix)
 
 
 def _prefix(record: Path, strand: int) -> Path:

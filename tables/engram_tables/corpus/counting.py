@@ -315,7 +315,8 @@ def _result(form: WindowForm, n: int, n_rows: int, workspace: Workspace) -> tupl
 
 def count_tokens(sequences: Sequences, canonical_size: int, *, threads: int) -> I64:
     """int64 (canonical_size,): how often each id begins a window."""
-    return _histograms(sequences, canonical_size, threads).sum(axis=0)
+    occurrences: I64 = _histograms(sequences, canonical_size, threads).sum(axis=0)
+    return occurrences
 
 
 def single_tokens(occurrences: I64) -> NgramCounts:

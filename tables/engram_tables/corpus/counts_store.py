@@ -278,7 +278,7 @@ class Counts:
         for batch in self.batches(order):
             place = slice(row, row + len(batch.counts))
             columns[:, place], counts[place] = batch.columns, batch.counts
-            if following is not None:
+            if following is not None and batch.next_tokens is not None:
                 following[place] = batch.next_tokens
             row = place.stop
         return NgramCounts(order=order, columns=columns, counts=counts, next_tokens=following)
@@ -424,7 +424,8 @@ class _PartFile:
     def _begins(self, ngrams: U32, groups: I64) -> npt.NDArray[np.bool_]:
         inside = groups < self.n_groups
         lowest = self._bounds[0][:, np.minimum(groups, self.n_groups - 1)]
-        return inside & (ngrams == lowest.T).all(axis=1)
+        equal: npt.NDArray[np.bool_] = (ngrams == lowest.T).all(axis=1)
+        return inside & equal
 
     @cached_property
     def _bounds(self) -> tuple[U32, U32]:

@@ -227,7 +227,7 @@ def count_rows(windows: U64, drop: int, token_bits: int, next_bits: int) -> np.i
 
 
 @njit(cache=True, nogil=True)
-def shorten_runs(keys: U64, totals: U32, n_keys: int, drop: int, open_run: U64, out_keys: U64, out_totals: U64) -> int:
+def shorten_runs(keys: U64, totals: U32, n_keys: int, drop: int, open_run: U64, out_keys: U64, out_totals: U64) -> np.int64:
     """Make the sorted `keys` shorter by `drop` bits and add up those that become equal.
 
     Parameters

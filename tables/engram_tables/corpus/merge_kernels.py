@@ -35,7 +35,7 @@ _load_u32: Any = intrinsic(_type_load(32, types.uint32))
 
 
 @njit(cache=True, nogil=True)
-def _key(address: np.uint64, position: np.int64, n_words: np.int64) -> tuple[np.uint64, np.uint64]:
+def _key(address: np.uint64, position: int, n_words: int) -> tuple[np.uint64, np.uint64]:
     """Words (high, low) of the key at `position` of the array at `address`."""
     if n_words == 1:
         return np.uint64(0), _load_u64(address + np.uint64(position) * np.uint64(8))
@@ -44,9 +44,7 @@ def _key(address: np.uint64, position: np.int64, n_words: np.int64) -> tuple[np.
 
 
 @njit(cache=True, nogil=True)
-def lower_bound(
-    address: np.uint64, start: np.int64, stop: np.int64, high: np.uint64, low: np.uint64, n_words: np.int64
-) -> np.int64:
+def lower_bound(address: np.uint64, start: int, stop: int, high: np.uint64, low: np.uint64, n_words: int) -> int:
     """First position in [start, stop) whose key is not below (high, low)."""
     while start < stop:
         middle = (start + stop) // 2
@@ -59,7 +57,7 @@ def lower_bound(
 
 
 @njit(cache=True, nogil=True)
-def _cut(keys: U64, cursors: I64, stops: I64, share: np.int64, n_words: np.int64) -> tuple[np.uint64, np.uint64, bool]:
+def _cut(keys: U64, cursors: I64, stops: I64, share: int, n_words: int) -> tuple[np.uint64, np.uint64, bool]:
     """The largest key of the next slice: the lowest of the keys that stand `share` places on in each run."""
     found = False
     best_high, best_low = np.uint64(0), np.uint64(0)
@@ -72,9 +70,7 @@ def _cut(keys: U64, cursors: I64, stops: I64, share: np.int64, n_words: np.int64
 
 
 @njit(cache=True, nogil=True)
-def _merge_two(
-    words: U64, counts: U64, first: np.int64, second: np.int64, stop: np.int64, out_words: U64, out_counts: U64
-) -> np.int64:
+def _merge_two(words: U64, counts: U64, first: int, second: int, stop: int, out_words: U64, out_counts: U64) -> np.int64:
     """Merge [first, second) and [second, stop) of one array into another at `first`; equal keys become one."""
     one, two, out = np.uint64(first), np.uint64(second), np.uint64(first)
     one_stop, two_stop = np.uint64(second), np.uint64(stop)
@@ -99,8 +95,8 @@ def _merge_two(
 
 @njit(cache=True, nogil=True)
 def _merge_two_wide(
-    words: U64, counts: U64, first: np.int64, second: np.int64, stop: np.int64, out_words: U64, out_counts: U64
-) -> np.int64:
+    words: U64, counts: U64, first: int, second: int, stop: int, out_words: U64, out_counts: U64
+) -> int:
     """As `_merge_two`, for keys of two words that stand side by side."""
     one, two, out = first, second, first
     while one < second or two < stop:
@@ -114,8 +110,8 @@ def _merge_two_wide(
         source = one if takes_left else two
         out_words[2 * out], out_words[2 * out + 1] = words[2 * source], words[2 * source + 1]
         out_counts[out] = (counts[one] if takes_left else np.uint64(0)) + (counts[two] if takes_right else np.uint64(0))
-        one += np.int64(takes_left)
-        two += np.int64(takes_right)
+        one += int(takes_left)
+        two += int(takes_right)
         out += 1
     return out
 
@@ -134,7 +130,7 @@ def merge_slice(
     totals: U64,
     spare_words: U64,
     spare_totals: U64,
-) -> tuple[np.int64, bool]:
+) -> tuple[int, bool]:
     """Merge the next slice of all runs and move their cursors past it.
 
     Parameters
@@ -189,15 +185,15 @@ def merge_slice(
 
 @njit(cache=True, nogil=True)
 def _merge_parts(
-    n_parts: np.int64,
-    n_keys: np.int64,
-    n_words: np.int64,
+    n_parts: int,
+    n_keys: int,
+    n_words: int,
     bounds: I64,
     words: U64,
     totals: U64,
     spare_words: U64,
     spare_totals: U64,
-) -> tuple[np.int64, bool]:
+) -> tuple[int, bool]:
     """Merge parts pair by pair until one is left. Part k begins at bounds[k], and where it ends moves forward as
     equal keys become one, so that gaps stay between the parts until they are closed by the next round."""
     is_spare = False
@@ -208,9 +204,9 @@ def _merge_parts(
         for part in range(0, n_parts, 2):
             first = bounds[part]
             second = bounds[part + 1]
-            stop = bounds[min(part + 2, n_parts)]
+            stop = bounds[part + 2] if part + 2 < n_parts else bounds[n_parts]
             if n_words == 1:
-                end = _merge_two(words, totals, first, second, stop, spare_words, spare_totals)
+                end = int(_merge_two(words, totals, first, second, stop, spare_words, spare_totals))
             else:
                 end = _merge_two_wide(words, totals, first, second, stop, spare_words, spare_totals)
             if place != first:

@@ -82,7 +82,7 @@ def ngrams_needed(n_rows: int) -> int:
     """Distinct n-grams from which on an untouched row is no matter of chance: fewer than `CHANCE_ROWS` are expected.
 
     >>> ngrams_needed(16_000_057)
-    339148127
+    339093577
     """
     return math.ceil(n_rows * math.log(n_rows / CHANCE_ROWS))
 

@@ -92,19 +92,16 @@ def _move(array: npt.NDArray[Any], target: int, source: int, n_items: int) -> No
     array[target : target + n_items] = array[source : source + n_items]
 
 
-def save_run(run: Run, prefix: Path) -> int:
-    """Write a run's three .npy files, flushed; `prefix` takes a suffix for each. Returns their bytes."""
-    n_bytes = 0
+def save_run(run: Run, prefix: Path) -> None:
+    """Write a run's three .npy files, flushed; `prefix` takes a suffix for each."""
     for kind, array in zip(RUN_FILES, (run.keys, run.counts, run.block_starts), strict=True):
         with run_file(prefix, kind).open("wb") as file:
             np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
-            view = memoryview(array).cast("B")
+            view = array.view(np.uint8)
             for start in range(0, len(view), _WRITE_BYTES):
-                file.write(view[start : start + _WRITE_BYTES])
+                file.write(view[start : start + _WRITE_BYTES].data)
             file.flush()
             os.fsync(file.fileno())
-            n_bytes += file.tell()
-    return n_bytes
 
 
 _WRITE_BYTES = 1 << 24
@@ -116,7 +113,7 @@ def new_run(prefix: Path, form: WindowForm, n_windows: int) -> Iterator[Run]:
     """A run on disk of known length, filled in the block and flushed when it ends; memory is the page cache's."""
     shapes = {"keys": (n_windows * form.n_words,), "counts": (n_windows,), "blocks": (form.n_blocks + 1,)}
     dtypes = {"keys": np.uint64, "counts": np.uint64, "blocks": np.int64}
-    maps = []
+    maps: list[npt.NDArray[Any]] = []
     for kind in RUN_FILES:
         if n_windows or kind == "blocks":
             maps.append(open_memmap(run_file(prefix, kind), mode="w+", dtype=dtypes[kind], shape=shapes[kind]))
@@ -222,7 +219,7 @@ class _Merger:
                 self._words[0], self._totals[0], self._words[1], self._totals[1],
             )  # fmt: skip
             words, totals = self._words[int(is_spare)], self._totals[int(is_spare)]
-            yield Stretch(_keys(words, self._form, 0, n_windows), totals[:n_windows], leading)
+            yield Stretch(_keys(words, self._form, 0, int(n_windows)), totals[:n_windows], leading)
 
 
 def merge_to_run(runs: Sequence[Run]) -> Run:

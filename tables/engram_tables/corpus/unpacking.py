@@ -85,15 +85,16 @@ class Unpacker:
     def _write(self, n: int, keys: U64, totals: npt.NDArray[np.unsignedinteger[Any]]) -> None:
         form, sink = self._form, self.sinks[n]
         if form.n_words == 1:
-            sink.row = kernels.unpack_rows(
+            row = kernels.unpack_rows(
                 keys, totals, len(totals), self._leading, n, form.token_bits, form.next_bits, self._min_count,
                 sink.columns, sink.totals, sink.row, sink.dropped, self._block,
             )  # fmt: skip
         else:
-            sink.row = wide_kernels.unpack_rows(
+            row = wide_kernels.unpack_rows(
                 keys, totals, len(totals), n, form.token_bits, form.next_bits, self._min_count,
                 sink.columns, sink.totals, sink.row, sink.dropped,
             )  # fmt: skip
+        sink.row = int(row)
 
 
 def kernels_of(form: WindowForm) -> Any:

@@ -146,7 +146,7 @@ def compact_windows(keys: U64, counts: U32) -> np.int64:
 
 
 @njit(cache=True, nogil=True)
-def count_rows(windows: U64, drop: int, token_bits: int, next_bits: int) -> np.int64:
+def count_rows(windows: U64, drop: int, token_bits: int, next_bits: int) -> int:
     """As `kernels.count_rows`."""
     sentinel = (np.uint64(1) << np.uint64(token_bits)) - np.uint64(1)
     shift, past = np.uint64(drop), np.uint64(next_bits)
