@@ -63,6 +63,13 @@ def count(
     ] = 1,
     memory: Memory = "2GiB",
     threads: Threads = None,
+    engine: Annotated[
+        str, typer.Option("--engine", metavar="NAME", help="What counts: local (threads) or ray (tasks on a cluster).")
+    ] = "local",
+    ray_address: Annotated[
+        str | None,
+        typer.Option("--ray-address", metavar="ADDRESS", help="A running Ray cluster; a local one is started without."),
+    ] = None,
     glob: Glob = "*",
     exclude: Exclude = None,
     format: CorpusFormat = None,
@@ -92,12 +99,19 @@ def count(
       engram count tokens --vocab v4.vocab.parquet --orders 2,3,4,5 --memory 8GiB -o counts
       engram count 'dump/*.jsonl.zst' --field content --vocab v4.vocab.parquet --min-count 2 -o counts
       engram count tokens --vocab v4.vocab.parquet --orders 1,2,3 --next raw -o followed
+      engram count tokens --vocab v4.vocab.parquet --engine ray --ray-address head:6379 -o counts
       zcat dump.gz | engram count - --vocab v4.vocab.parquet -o counts --json | jq .orders
     """
     from engram_tables.address.vocabulary import load_vocabulary
-    from engram_tables.corpus.count_corpus import plan_count, run_count
+    from engram_tables.corpus.count_corpus import Engine, plan_count, run_count
     from engram_tables.corpus.outputs import refuse_overlap
 
+    if engine not in ("local", "ray"):
+        raise InvalidInput(f"--engine: found {engine!r}, expected local or ray")
+    if ray_address is not None and engine != "ray":
+        raise InvalidInput(
+            f"--ray-address: found {ray_address!r} for the engine {engine}, expected --engine ray with it"
+        )
     if next_token not in (None, "raw"):
         raise InvalidInput(f"--next: found {next_token!r}, expected raw; canonical ids alone are counted without it")
     vocabulary = load_vocabulary(vocab)
@@ -129,7 +143,16 @@ def count(
     if dry_run:
         _show_plan(plan, json_lines=json_lines)
         return
-    counted = run_count(plan, memory_bytes=memory_bytes, threads=threads, restart=restart, force=force, stage=progress)
+    counted = run_count(
+        plan,
+        memory_bytes=memory_bytes,
+        threads=threads,
+        engine=Engine(engine),
+        ray_address=ray_address,
+        restart=restart,
+        force=force,
+        stage=progress,
+    )
     narrate_counted(counted)
     best = top_of(output, vocabulary, top)
     if json_lines:

@@ -254,7 +254,6 @@ def _statistics(order: OrderStatistics) -> dict[str, Any]:
         "dropped_total": order.dropped_total,
         "mean_count": order.mean_count,
         "max_count": order.max_count,
-        "lower_bounds": order.lower_bounds,
         "n_singletons": order.n_singletons,
         "singleton_share": order.singleton_share,
         "unseen_mass": order.unseen_mass,
@@ -276,10 +275,6 @@ def _statistics(order: OrderStatistics) -> dict[str, Any]:
     }
 
 
-def _row_name(order: OrderStatistics) -> str:
-    return "pairs of an n-gram and its next token" if order.lower_bounds else "n-grams"
-
-
 def _show_statistics(found: Sequence[OrderStatistics]) -> None:
     rows = [
         [
@@ -298,8 +293,8 @@ def _show_statistics(found: Sequence[OrderStatistics]) -> None:
     dropped = [order for order in found if order.dropped_distinct]
     for order in dropped:
         show(
-            f"order {order.order}: {order.dropped_distinct:,} more {_row_name(order)} with {order.dropped_total:,} "
-            f"occurrences were left out for occurring less than {order.min_count:,} times"
+            f"order {order.order}: {order.dropped_distinct:,} more n-grams with {order.dropped_total:,} occurrences "
+            f"were left out for occurring less than {order.min_count:,} times"
         )
     shown = range(1, _COUNTS_SHOWN + 1)
     show_table(
@@ -397,12 +392,8 @@ def _vocabulary(vocab: Path | None) -> Vocabulary | None:
 
 
 def _say_pruned(counts: Counts, consequence: str) -> None:
-    if counts.min_count <= 1:
-        return
-    if counts.next is not None:
-        # Left out pair by pair, a frequent n-gram may lose any part of its occurrences.
-        consequence = "pairs of an n-gram and its next token were left out, so that counts of n-grams are lower bounds"
-    say(f"note: counted with --min-count {counts.min_count} above order 1; {consequence}")
+    if counts.min_count > 1:
+        say(f"note: counted with --min-count {counts.min_count} above order 1; {consequence}")
 
 
 def _ngram(ngram: CountedNgram) -> dict[str, Any]:
@@ -412,7 +403,6 @@ def _ngram(ngram: CountedNgram) -> dict[str, Any]:
         "forms": None if ngram.forms is None else list(ngram.forms),
         "count": ngram.count,
         "min_count": ngram.min_count,
-        "lower_bound": ngram.lower_bound,
         "share": ngram.share,
     }
 
@@ -422,11 +412,10 @@ def _next(token: NextToken) -> dict[str, Any]:
 
 
 def _figures(ngram: CountedNgram) -> list[str]:
-    if not ngram.count and ngram.min_count > 1 and not ngram.lower_bound:
+    if not ngram.count and ngram.min_count > 1:
         return [f"< {ngram.min_count:,}", "-"]
-    least = "≥ " if ngram.lower_bound else ""
     # Significant digits: most n-grams are far below a thousandth of a percent.
-    return [f"{least}{ngram.count:,}", "-" if ngram.share is None else f"{least}{100 * ngram.share:.3g} %"]
+    return [f"{ngram.count:,}", "-" if ngram.share is None else f"{100 * ngram.share:.3g} %"]
 
 
 def _spell(ngram: CountedNgram) -> str:

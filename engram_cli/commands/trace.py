@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from engram_cli.console import emit, progress, say, show, show_table
-from engram_cli.options import DryRun, Eos, Force, JsonFlag, LayerIds, ModelPath, Preset, SpecFile, Threads, VocabFile
+from engram_cli.options import (
+    CorpusPaths,
+    DryRun,
+    Eos,
+    Exclude,
+    Field,
+    Force,
+    Glob,
+    JsonFlag,
+    LayerIds,
+    ModelPath,
+    Preset,
+    SpecFile,
+    Threads,
+    VocabFile,
+)
 from engram_cli.spec_source import resolve_with_vocabulary
+from engram_tables.corpus.documents import ReadOptions
 from engram_tables.corpus.trace_contents import Store
-from engram_tables.errors import InvalidInput
 from engram_tables.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
-    from engram_tables.corpus.token_store import TokenStore
     from engram_tables.corpus.trace_writer import TracedTokens, TracePlan
     from engram_tables.corpus.traffic import HeadTraffic, Traffic
 
 
 def trace(
-    tokens: Annotated[
-        list[str],
-        typer.Argument(metavar="TOKENS", help="A token store written by `engram tokenize`.", show_default=False),
-    ],
+    corpus: CorpusPaths,
     preset: Preset = None,
     spec: SpecFile = None,
     model: ModelPath = None,
@@ -44,11 +54,16 @@ def trace(
         str, typer.Option("--memory", metavar="SIZE", help="Bound of the memory used. Never changes a result.")
     ] = "1GiB",
     threads: Threads = None,
+    glob: Glob = "*",
+    exclude: Exclude = None,
+    field: Field = "text",
     force: Force = False,
     dry_run: DryRun = False,
     json_lines: JsonFlag = False,
 ) -> None:
     """Write the keys and row ids of a token stream, and report the traffic on the rows.
+
+    CORPUS is what `engram tokenize` wrote, read as it is, or anything that it reads.
 
     For every layer, order and head: how many rows are touched, how evenly, and how many n-grams share a row, beside
     what a uniform hash of as many distinct n-grams would give. A row that the sample left untouched is called dead only
@@ -61,17 +76,28 @@ def trace(
       engram trace tokens --spec mine.json --vocab v4.vocab.parquet -o trace --store both --hits --json | jq .heads
     """
     from engram_tables.address.vocabulary import load_vocabulary
+    from engram_tables.corpus.outputs import refuse_overlap
+    from engram_tables.corpus.tokenize_corpus import tokens_of
     from engram_tables.corpus.trace_writer import plan_trace, run_trace
 
     vocabulary = None if vocab is None else load_vocabulary(vocab)
     resolved = resolve_with_vocabulary(
         preset=preset, spec=spec, model=model, eos=eos, layers=layers, vocabulary=vocabulary
     )
-    with _tokens_for(tokens) as source:
-        if vocabulary is not None:
-            source.check_tokenizer(vocabulary.tokenizer_sha256)
-        if output is not None:
-            _refuse_overlap(output, [*tokens, *(str(file) for file in (vocab, spec, model) if file is not None)])
+    if output is not None:
+        refuse_overlap(output, [*corpus, *(file for file in (vocab, spec, model) if file is not None)])
+    with (
+        progress("tokenising", "B") as hook,
+        tokens_of(
+            corpus,
+            vocabulary=vocabulary,
+            glob=glob,
+            exclude=exclude or (),
+            options=ReadOptions(field=field),
+            workers=threads,
+            progress=hook,
+        ) as source,
+    ):
         plan = plan_trace(
             resolved,
             source,
@@ -92,23 +118,6 @@ def trace(
         emit(_record(plan, traced))
     else:
         _show(plan, traced)
-
-
-def _tokens_for(paths: list[str]) -> AbstractContextManager[TokenStore]:
-    """The one seam between what is named and the tokens that are traced."""
-    from engram_tables.corpus.token_store import open_tokens
-
-    if len(paths) != 1:
-        raise InvalidInput(
-            f"tokens: found {len(paths)} names, expected one token store; run `engram tokenize` over the corpus"
-        )
-    return open_tokens(paths[0])
-
-
-def _refuse_overlap(output: Path, inputs: list[str]) -> None:
-    from engram_tables.corpus.outputs import refuse_overlap
-
-    refuse_overlap(output, inputs)
 
 
 def _show_plan(plan: TracePlan, *, json_lines: bool) -> None:

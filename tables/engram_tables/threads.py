@@ -1,12 +1,16 @@
-"""Worker threads over slices of a batch. Kernels release the GIL, so plain threads are enough."""
+"""Worker threads over slices of a batch or over items. Kernels release the GIL, so plain threads are enough."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from engram_tables.errors import InvalidInput
+
+_Item = TypeVar("_Item")
 
 
 def resolve_threads(threads: int | None) -> int:
@@ -37,6 +41,31 @@ def run_slices(function: Callable[[int, int], None], n_items: int, *, threads: i
     for error in errors:
         if error is not None:
             raise error
+
+
+def run_all(function: Callable[[_Item], None], items: Iterable[_Item], *, threads: int) -> None:
+    """Call `function` on every item, threads taking the next one as they come free; an error or Ctrl-C stops all."""
+    shared = iter(items)
+    lock = threading.Lock()
+    stopped = threading.Event()
+
+    def work(_start: int, _stop: int) -> None:
+        try:
+            while not stopped.is_set():
+                with lock:
+                    item = next(shared, None)
+                if item is None:
+                    return
+                function(item)
+        except BaseException:
+            stopped.set()
+            raise
+
+    try:
+        run_slices(work, threads, threads=threads, grain=1)
+    except BaseException:
+        stopped.set()
+        raise
 
 
 _executor: tuple[int, ThreadPoolExecutor] | None = None

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,12 @@ from typer.testing import CliRunner
 from engram_cli.commands.count import count
 from engram_cli.console import guarded
 from engram_tables.address.vocabulary import build_vocabulary, load_vocabulary
+from engram_tables.corpus import count_work
 from engram_tables.corpus.count_corpus import plan_count, run_count
 from engram_tables.corpus.counts_store import open_counts
-from engram_tables.corpus.reference import count_ngrams_reference
+from engram_tables.corpus.reference import count_followed_reference, count_ngrams_reference
+from engram_tables.corpus.runs import Run
+from engram_tables.corpus.token_shards import write_tokens
 from engram_tables.errors import InvalidInput
 
 APP = typer.Typer()
@@ -52,8 +56,12 @@ def test_the_counts_are_those_of_the_reference() -> None:
     documents = [
         [max(0, ord(letter) - 96) if letter != " " else 0 for letter in TEXTS[name]] for name in ("a.txt", "b.txt")
     ]
-    assert record["schema"] == "engram.count/1"
-    assert (record["n_documents"], record["n_tokens"], record["corpus_bytes"]) == (2, 11, 11)
+    assert record["schema"] == "engram.count/2"
+    corpus = record["corpus"]
+    assert (corpus["n_documents"], corpus["n_tokens"], corpus["read_bytes"]) == (2, 11, 11)
+    assert [entry["order"] for entry in record["orders"]] == [1, 3]
+    assert (record["next"], record["pad_id"], record["min_count"], record["n_reused"]) == (None, None, 1, 0)
+    assert record["output"] == "counts"
     assert record["skipped"] == {"hidden": 1, "no_match": 1}
     assert "left out: 1 directory entries, name begins with a dot" in err
     with open_counts("counts") as counts:
@@ -63,7 +71,12 @@ def test_the_counts_are_those_of_the_reference() -> None:
             best = max(expected.items(), key=lambda item: item[1])
             assert (tuple(entry["top"][0]["ids"]), entry["top"][0]["count"]) == best
             assert counts.lookup(list(expected)).tolist() == list(expected.values())
+        counts.check_vocabulary(record["vocab_sha256"])
         counts.check_vocabulary(load_vocabulary("vocab.parquet").map_sha256)
+        assert counts.manifest["manifest_sha256"] == record["manifest_sha256"]
+    files = [path for path in Path("counts").rglob("*.parquet") if path.is_file()]
+    assert record["written_bytes"] == sum(path.stat().st_size for path in files)
+    assert not Path("counts.work").exists()
 
 
 @pytest.mark.usefixtures("place")
@@ -88,8 +101,13 @@ def test_a_dry_run_writes_nothing() -> None:
     before = sorted(Path().iterdir())
     code, out, _ = run("text", "-o", "counts", "--dry-run", "--json")
     assert code == 0
-    assert json.loads(out)["n_documents"] == 3
-    assert "would read  3 documents" in run("text", "-o", "counts", "--dry-run")[1]
+    record = json.loads(out)
+    assert record["schema"] == "engram.count-plan/2"
+    assert (record["n_files"], record["corpus_bytes"], record["orders"]) == (3, 14, [1, 2, 3, 4])
+    assert (record["output"], record["work"], record["written_bytes"]) == ("counts", "counts.work", None)
+    out = run("text", "-o", "counts", "--dry-run")[1]
+    assert "would read  3 files, 14 B" in out
+    assert "would write counts: counts.json, order-1/part-*.parquet" in out
     assert sorted(Path().iterdir()) == before
 
 
@@ -100,7 +118,14 @@ def test_a_dry_run_writes_nothing() -> None:
         (["text", "--glob", "*.c"], 3, "no file in this directory matches"),
         (["text", "--orders", "2,x"], 3, "expected numbers with commas"),
         (["text", "--orders", "0"], 3, "from 1 to 5"),
-        (["text", "--orders", "6"], 5, "count orders up to 5"),
+        (["text", "--orders", "6"], 3, "found [6], expected distinct numbers from 1 to 5"),
+        (["text", "--orders", "2,2"], 3, "distinct numbers"),
+        (["text", "--next", "canonical"], 3, "expected raw"),
+        (["text", "--min-count", "0"], 2, "--min-count"),
+        (["text", "--pad-token", "27"], 3, "27"),
+        (["text", "--pad-token", "-1"], 3, "-1"),
+        (["text", "--memory", "1MiB", "--threads", "1"], 5, "memory: found 1.00 MiB"),
+        (["text", "--memory", "much"], 3, "much"),
         (["text", "--decode-errors", "ignore"], 2, "'ignore'"),
         (["latin"], 3, "--decode-errors replace"),
         (["text", "-o", "text"], 3, "exists already"),
@@ -124,8 +149,8 @@ def test_replaced_bytes_are_reported() -> None:
     Path("latin").write_bytes(b"caf\xe9")
     code, out, err = run("latin", "text", "--decode-errors", "replace", "-o", "counts", "--json")
     assert code == 0
-    assert (json.loads(out)["replaced_files"], json.loads(out)["replaced_bytes"]) == (1, 1)
-    assert "1 bytes in 1 files are not UTF-8" in err
+    assert json.loads(out)["corpus"]["replaced_bytes"] == 1
+    assert "1 bytes are not UTF-8" in err
 
 
 @pytest.mark.usefixtures("place")
@@ -136,7 +161,108 @@ def test_standard_input_is_a_corpus() -> None:
 
 
 @pytest.mark.usefixtures("place")
-def test_ctrl_c_while_tokenising_leaves_nothing() -> None:
+def test_followers_padding_and_rare_ngrams_are_those_of_the_reference() -> None:
+    documents = [[max(0, ord(letter) - 96) if letter != " " else 0 for letter in text] for text in TEXTS.values()][:3]
+    code, out, err = run(
+        "text", "-o", "counts", "--orders", "2", "--next", "raw", "--pad-token", "26", "--min-count", "2", "--json"
+    )
+    assert code == 0, err
+    record = json.loads(out)
+    assert (record["next"], record["pad_id"], record["min_count"]) == ("raw", 26, 2)
+    expected = count_followed_reference(documents, 2, canonical_ids=range(27), pad_id=26, with_next=True)
+    totals: Counter[tuple[int, ...]] = Counter()
+    for key, n in expected.items():
+        totals[key[:2]] += n
+    order = record["orders"][1]
+    assert order["order"] == 2
+    assert order["n_distinct"] == sum(n > 1 for n in totals.values())
+    assert order["dropped_distinct"] == sum(n == 1 for n in totals.values())
+    assert order["dropped_total"] == order["dropped_distinct"]
+    with open_counts("counts") as counts:
+        assert counts.lookup(list(totals)).tolist() == [n if n > 1 else 0 for n in totals.values()]
+
+
+@pytest.mark.usefixtures("place")
+def test_a_token_store_is_a_corpus() -> None:
+    vocabulary = load_vocabulary("vocab.parquet")
+    documents = [[1, 2, 3], [], [1, 2]]
+    write_tokens(
+        Path("tokens"), documents, token_size=vocabulary.token_count, tokenizer_sha256=vocabulary.tokenizer_sha256
+    )
+    code, out, err = run("tokens", "text/c.md", "-o", "counts", "--orders", "2", "--json")
+    assert code == 0, err
+    record = json.loads(out)
+    assert (record["corpus"]["n_documents"], record["corpus"]["n_tokens"]) == (4, 8)
+    with open_counts("counts") as counts:
+        expected = count_ngrams_reference([*documents, [26, 26, 26]], 2)
+        assert counts.lookup(list(expected)).tolist() == list(expected.values())
+    other = write_tokens(Path("others"), documents, token_size=27, tokenizer_sha256="ab" * 32)
+    assert other is None or Path("others").is_dir()
+    before = kept(".")
+    code, out, err = run("others", "-o", "new")
+    assert (code, out) == (3, "")
+    assert "others: " in err
+    assert kept(".") == before
+
+
+@pytest.mark.usefixtures("place")
+def test_a_run_that_was_stopped_goes_on_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["text", "-o", "counts", "--orders", "2,3", "--threads", "1"]
+    run(*command[:1], "-o", "whole", *command[3:])
+    monkeypatch.setattr(count_work.CountWork, "chunk_tokens", lambda *_: 3)
+    real = count_work.save_run
+
+    def stop_at_the_third(one: Run, prefix: Path) -> None:
+        if len(list(Path("counts.work").glob("run-*.json"))) == 2:
+            raise KeyboardInterrupt
+        real(one, prefix)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(count_work, "save_run", stop_at_the_third)
+        code, out, err = run(*command)
+    assert (code, out) == (130, "")
+    assert "2 runs" in err
+    assert "counts.work; the same command goes on there, and --restart begins anew" in err
+    assert not Path("counts").exists()
+    before = kept(".")
+    code, out, err = run(*command[:3], "--orders", "2", "--threads", "1")
+    assert (code, out) == (3, "")
+    assert "counts.work: found the work of another run" in err
+    assert kept(".") == before
+    code, out, err = run(*command, "--json")
+    assert code == 0
+    assert json.loads(out)["n_reused"] == 2
+    assert "went on from 2 runs and parts of an earlier run" in err
+    assert [*kept("counts").values()] == [*kept("whole").values()]
+    assert not Path("counts.work").exists()
+
+
+@pytest.mark.usefixtures("place")
+def test_restart_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(count_work.CountWork, "chunk_tokens", lambda *_: 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(count_work.CountWork, "publish", lambda *_, **__: exec("raise KeyboardInterrupt"))
+        assert run("text", "-o", "counts", "--orders", "2,3")[0] == 130
+    code, out, _ = run("text", "-o", "counts", "--orders", "2", "--restart", "--json")
+    assert code == 0
+    assert json.loads(out)["n_reused"] == 0
+    assert not Path("counts.work").exists()
+
+
+@pytest.mark.usefixtures("place")
+def test_a_work_directory_that_is_none_is_left_alone() -> None:
+    Path("counts.work").mkdir()
+    Path("counts.work/thesis").write_text("years of work")
+    for more in ([], ["--restart"], ["--force"]):
+        code, out, err = run("text", "-o", "counts", *more)
+        assert (code, out) == (3, "")
+        assert "counts.work: found something else" in err
+    assert kept("counts.work") == {"counts.work/thesis": b"years of work"}
+    assert not Path("counts").exists()
+
+
+@pytest.mark.usefixtures("place")
+def test_ctrl_c_while_tokenising_leaves_nothing_but_what_goes_on() -> None:
     Path("big").mkdir()
     for at in range(200):
         Path("big", f"{at}.txt").write_text("the cat sat " * 20_000)
@@ -145,7 +271,7 @@ def test_ctrl_c_while_tokenising_leaves_nothing() -> None:
         "import typer; from engram_cli.console import guarded; from engram_cli.commands.count import count; "
         "app = typer.Typer(); app.command()(guarded(count)); app()"
     )
-    command = [sys.executable, "-c", program, "big", "--vocab", "vocab.parquet", "-o", "counts"]
+    command = [sys.executable, "-c", program, "big", "--vocab", "vocab.parquet", "-o", "counts", "--threads", "1"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         try:
             while not any(link.startswith(os.fsencode(Path.cwd() / "big")) for link in _open_files(process.pid)):
@@ -157,7 +283,11 @@ def test_ctrl_c_while_tokenising_leaves_nothing() -> None:
             process.kill()
     assert process.returncode == 130, err
     assert b"interrupted" in err
-    assert sorted(Path().iterdir()) == before
+    left = [path.name for path in Path().iterdir() if path not in before]
+    assert left in ([], ["counts.work"])
+    if left:
+        assert b"the same command goes on there" in err
+        assert not list(Path("counts.work").rglob("partial-*"))
 
 
 def _open_files(pid: int) -> list[bytes]:
@@ -263,5 +393,6 @@ def test_errors_of_the_system_say_what_was_being_done() -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (code, out) == (5, ""), err
-    assert "while writing the counts counts" in err
+    assert "while" in err
+    assert "counts.work" in err
     assert sorted(Path().iterdir()) == before

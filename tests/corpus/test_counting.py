@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from engram_tables.corpus import counting, kernels, ngram_counts, wide_kernels
@@ -223,7 +223,7 @@ def test_an_error_in_a_worker_stops_the_others(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("orders", [(), (0,), (2, 2), (-1,), (6,), (1, 2, 3, 4, 5, 6)])
 def test_orders_that_mean_nothing_are_refused(orders: tuple[int, ...]) -> None:
-    with pytest.raises(InvalidInput, match="orders: found .*from 1 to 5"):
+    with pytest.raises(InvalidInput, match=r"orders: found .*from 1 to 5"):
         check_orders(orders, 100)
 
 
@@ -262,10 +262,9 @@ def test_document_starts_that_do_not_cover_the_tokens_are_refused(starts: list[i
         count_ngrams([1, 2, 3, 4], starts, orders=(2,), canonical_size=5)
 
 
-@pytest.mark.parametrize("shape", [(2, 2), ()])
-def test_ids_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+def test_ids_of_another_shape_are_refused() -> None:
     with pytest.raises(InvalidInput, match="token stream"):
-        count_ngrams(np.zeros(shape), [0, 4], orders=(2,), canonical_size=5)
+        count_ngrams(np.zeros((2, 2)), [0, 4], orders=(2,), canonical_size=5)
 
 
 WORDS = st.sampled_from([0, 1, 2, 2**11 - 1, 2**11, 2**32, 2**63, 2**64 - 2, 2**64 - 1]) | st.integers(0, 2**64 - 1)
@@ -360,6 +359,7 @@ def test_dead_positions_end_a_sequence_and_belong_to_none(
     documents: list[list[int | None]], n_windows: int, data: st.DataObject
 ) -> None:
     flat = [DEAD if token is None else token for token in itertools.chain.from_iterable(documents)]
+    assume(flat)  # a chunk holds a position
     n_windows = min(n_windows, len(flat))
     is_start = data.draw(st.lists(st.booleans(), min_size=len(documents), max_size=len(documents)))
     starts = np.cumsum([0, *map(len, documents)], dtype=np.int64)

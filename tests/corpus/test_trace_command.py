@@ -98,7 +98,7 @@ def test_a_dry_run_names_the_very_bytes() -> None:
     ("arguments", "code", "message"),
     [
         (["nowhere", "-o", "trace"], 3, "nowhere"),
-        (["tokens", "tokens", "-o", "trace"], 3, "found 2 names"),
+        (["tokens", "tokens", "-o", "trace"], 3, "tokens: found a token store"),
         (["tokens"], 3, "found no output directory"),
         (["tokens", "-o", "tokens", "--force"], 3, "which is read"),
         (["tokens", "-o", "trace", "--memory", "1MiB"], 5, "found too little"),

@@ -83,6 +83,7 @@ def small_specs(size: int = 12) -> dict[str, AddressSpec]:
     odd = [901, 77_013, 5_551_113]
     return {
         "xor": make("xor", MixRule(), (2, 3), [[11, 70_001], [9001, 17]], odd),
+        "xor-fast": make("xor-fast", MixRule(), (2, 3), [[8209, 70_001], [9001]], odd),
         "xor-rules": make("xor-rules", MixRule(oldest_first=True, lagged=True), (1, 3), [[7], [9001, 17]], odd, rules),
         "xor-32": make("xor-32", MixRule(word_bits=32), (2,), [[101, 8209]], [2**31 + 11, 2**30 + 3]),
         "shared": make("shared", MixRule(), (2, 3), [[31, 37], [29, 31]], odd, shared=True),

@@ -241,7 +241,10 @@ def run_count(
             if engine is Engine.RAY:
                 from engram_tables.corpus.ray_engine import count_on_ray
 
-                count_on_ray(work, source, plan.vocabulary, address=ray_address, memory_bytes=memory_bytes, stage=stage)
+                count_on_ray(
+                    work, source, plan.vocabulary, address=ray_address, memory_bytes=memory_bytes, threads=threads,
+                    stage=stage,
+                )  # fmt: skip
             else:
                 work.count(source, plan.vocabulary, memory_bytes=memory_bytes, threads=n_workers, stage=stage)
             manifest = work.publish(plan.output, _figures(stores), threads=n_workers, stage=stage, force=force)

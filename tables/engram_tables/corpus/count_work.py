@@ -21,7 +21,6 @@ from engram_tables.corpus.counting import (
     Workspace,
     count_tokens,
     pad_sequences,
-    run_all,
     single_tokens,
     sort_windows,
 )
@@ -38,6 +37,7 @@ from engram_tables.corpus.unpacking import Unpacker
 from engram_tables.corpus.work_directory import WorkDirectory, publish_record, read_record
 from engram_tables.errors import CapacityError, InvalidInput
 from engram_tables.files import fsync_directory, give_second_name, new_directory
+from engram_tables.threads import run_all
 from engram_tables.units import format_bytes
 
 if TYPE_CHECKING:

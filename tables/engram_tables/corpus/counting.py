@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -28,7 +28,7 @@ from engram_tables.corpus.unpacking import RowSink, Unpacker, kernels_of, named_
 from engram_tables.corpus.windows import MAX_CANONICAL_SIZE, MAX_ORDER, WindowForm
 from engram_tables.errors import CapacityError, InvalidInput
 from engram_tables.memory import anonymous_bytes
-from engram_tables.threads import resolve_threads, run_slices
+from engram_tables.threads import resolve_threads, run_all
 from engram_tables.units import ProgressHook
 
 PARTITION_KEYS = 65_536
@@ -433,31 +433,6 @@ def _scatter(
 
     slices = _slices(sequences.n_windows, len(histograms))
     run_all(fill, enumerate(slices), threads=len(histograms))
-
-
-def run_all(function: Callable[[_Item], None], items: Iterable[_Item], *, threads: int) -> None:
-    """Call `function` on every item, threads taking the next one as they come free; an error or Ctrl-C stops all."""
-    shared = iter(items)
-    lock = threading.Lock()
-    stopped = threading.Event()
-
-    def work(_start: int, _stop: int) -> None:
-        try:
-            while not stopped.is_set():
-                with lock:
-                    item = next(shared, None)
-                if item is None:
-                    return
-                function(item)
-        except BaseException:
-            stopped.set()
-            raise
-
-    try:
-        run_slices(work, threads, threads=threads, grain=1)
-    except BaseException:
-        stopped.set()
-        raise
 
 
 class _Ticks:

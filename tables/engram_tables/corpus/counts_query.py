@@ -14,13 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from engram_tables.corpus.counts_stats import least_count, read_orders, whole_ngrams
-from engram_tables.corpus.counts_store import Counts
 from engram_tables.corpus.ngram_counts import NO_NEXT, NgramCounts
 from engram_tables.errors import InvalidInput
 from engram_tables.units import ProgressHook
 
 if TYPE_CHECKING:
     from engram_tables.address.vocabulary import Vocabulary
+    from engram_tables.corpus.counts_store import Counts
 
 _WAITING_ROWS = 1 << 16
 """Rows that gather before they are ranked, so that a large `k` is not sorted anew with every batch."""
@@ -55,8 +55,6 @@ class CountedNgram:
         Occurrences; 0 where the counts do not hold it.
     min_count
         Rarer ones were left out.
-    lower_bound
-        Rather than n-grams, rare pairs of an n-gram and its next token were left out, so that `count` may be too small.
     n_total
         Occurrences of all n-grams of the order, those that a least count left out among them.
     next_tokens
@@ -70,7 +68,6 @@ class CountedNgram:
     forms: tuple[str, ...] | None
     count: int
     min_count: int
-    lower_bound: bool
     n_total: int
     next_tokens: tuple[NextToken, ...] | None = None
     n_next: int | None = None
@@ -175,7 +172,6 @@ def top_ngrams(
                     forms=_forms(ids, vocabulary),
                     count=count,
                     min_count=least_count(counts, order),
-                    lower_bound=not by_next and _left_out_pairs(counts, order),
                     n_total=n_total,
                     next_tokens=followed,
                 )
@@ -375,7 +371,6 @@ def _counted(
         forms=_forms(ids, vocabulary),
         count=count,
         min_count=least_count(counts, len(ids)),
-        lower_bound=_left_out_pairs(counts, len(ids)),
         n_total=_n_total(counts, len(ids)),
         next_tokens=followed,
         n_next=n_next,
@@ -394,10 +389,6 @@ def _forms(ids: tuple[int, ...], vocabulary: Vocabulary | None) -> tuple[str, ..
 
 def _n_total(counts: Counts, order: int) -> int:
     return counts.n_total(order) + int(counts.manifest["orders"][str(order)]["dropped_total"])
-
-
-def _left_out_pairs(counts: Counts, order: int) -> bool:
-    return counts.next is not None and int(counts.manifest["orders"][str(order)]["dropped_total"]) > 0
 
 
 def _check_vocabulary(counts: Counts, vocabulary: Vocabulary | None) -> None:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from engram_tables.corpus.counts_store import Counts
 from engram_tables.corpus.ngram_counts import NgramCounts
 from engram_tables.corpus.power_law import PowerLaw, fit_power_law
 from engram_tables.units import ProgressHook
+
+if TYPE_CHECKING:
+    from engram_tables.corpus.counts_store import Counts
 
 COVERED_PERCENTS = (50, 90, 99)
 _DENSE_COUNTS = 1 << 16
@@ -83,7 +86,7 @@ class CountsOfCounts:
 class Coverage:
     """`n_ngrams` of an order, the most frequent ones, hold `percent` of all its occurrences.
 
-    `n_ngrams` is None where it would take n-grams that `min_count` left out, or counts are lower bounds.
+    `n_ngrams` is None where it would take n-grams that `min_count` left out.
     """
 
     percent: int
@@ -99,12 +102,9 @@ class OrderStatistics:
     n_distinct, n_total
         N-grams kept and their occurrences.
     dropped_distinct, dropped_total
-        N-grams left out for occurring fewer than `min_count` times, and their occurrences; pairs of an n-gram and its
-        next token where those were counted.
+        N-grams left out for occurring fewer than `min_count` times, and their occurrences.
     mean_count
         Occurrences of a kept n-gram on average; None if there is none.
-    lower_bounds
-        Pairs were left out, so that every count may be too small, and all that follows from the counts with it.
     counts_of_counts
         Of the kept n-grams.
     n_singletons, singleton_share, unseen_mass
@@ -123,7 +123,6 @@ class OrderStatistics:
     dropped_total: int
     mean_count: float | None
     max_count: int
-    lower_bounds: bool
     counts_of_counts: CountsOfCounts
     n_singletons: int | None
     singleton_share: float | None
@@ -157,12 +156,11 @@ def count_statistics(
             min_count=least_count(counts, order),
             dropped_distinct=told["dropped_distinct"],
             dropped_total=told["dropped_total"],
-            are_pairs=counts.next is not None,
         )
 
 
 def least_count(counts: Counts, order: int) -> int:
-    """Rows of an order that occur less often were left out; order 1 is always whole."""
+    """N-grams of an order that occur less often were left out; order 1 is always whole."""
     return 1 if order == 1 else counts.min_count
 
 
@@ -173,16 +171,8 @@ def order_statistics(
     min_count: int = 1,
     dropped_distinct: int = 0,
     dropped_total: int = 0,
-    are_pairs: bool = False,
 ) -> OrderStatistics:
-    """Statistics of one order from its counts of counts, and from what is known of rows that were left out.
-
-    Parameters
-    ----------
-    are_pairs
-        Rows are pairs of an n-gram and its next token, and the counts are sums over them.
-    """
-    lower_bounds = are_pairs and dropped_total > 0
+    """Statistics of one order from its counts of counts, and from what is known of n-grams that were left out."""
     n_distinct, n_total = counts_of_counts.n_distinct, counts_of_counts.n_total
     everything = n_total + dropped_total
     singletons = counts_of_counts.n_with(1) if min_count <= 1 else None
@@ -196,17 +186,13 @@ def order_statistics(
         dropped_total=dropped_total,
         mean_count=n_total / n_distinct if n_distinct else None,
         max_count=counts_of_counts.max_count,
-        lower_bounds=lower_bounds,
         counts_of_counts=counts_of_counts,
         n_singletons=singletons,
         singleton_share=singletons / n_distinct if known and singletons is not None else None,
         unseen_mass=singletons / n_total if known and singletons is not None else None,
         coverage=tuple(
             # Rounded up in integers: the n-grams hold at least this share.
-            Coverage(
-                percent=percent,
-                n_ngrams=None if lower_bounds else counts_of_counts.n_covering(-(-everything * percent // 100)),
-            )
+            Coverage(percent=percent, n_ngrams=counts_of_counts.n_covering(-(-everything * percent // 100)))
             for percent in COVERED_PERCENTS
         ),
         power_law=fit_power_law(counts_of_counts.counts, counts_of_counts.n_ngrams),

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -24,7 +23,7 @@ from engram_tables.corpus import traffic_kernels as kernels
 from engram_tables.corpus.token_addresses import CHUNK_TOKENS, Chunk, ChunkBuffers, KeyMaker, TokenAddresses, see_back
 from engram_tables.errors import CapacityError
 from engram_tables.memory import CACHE_LINE_BYTES, aligned_bytes
-from engram_tables.threads import run_slices
+from engram_tables.threads import run_all
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
@@ -58,31 +57,6 @@ class Block(NamedTuple):
 
     keys: U64
     counts: npt.NDArray[Any]
-
-
-def run_items(function: Callable[[_Item], None], items: Iterable[_Item], *, threads: int) -> None:
-    """Call `function` on every item, threads taking the next one as they come free; an error or Ctrl-C stops all."""
-    shared = iter(items)
-    lock = threading.Lock()
-    stopped = threading.Event()
-
-    def work(_start: int, _stop: int) -> None:
-        try:
-            while not stopped.is_set():
-                with lock:
-                    item = next(shared, None)
-                if item is None:
-                    return
-                function(item)
-        except BaseException:
-            stopped.set()
-            raise
-
-    try:
-        run_slices(work, threads, threads=threads, grain=1)
-    except BaseException:
-        stopped.set()
-        raise
 
 
 class DistinctKeys:
@@ -226,7 +200,7 @@ class KeyCounter:
                     keys = maker.keys(chunk, buffers)
                     kernels.count_partitions(keys, maker.n_words, chunk.kinds, self.shift, found)
 
-        run_items(count, self.slices, threads=self.threads)
+        run_all(count, self.slices, threads=self.threads)
         self._sizes = {source: sizes[:, at] for at, source in enumerate(sources)}
 
     def _maker(self, source: KeySource) -> KeyMaker:
@@ -295,7 +269,7 @@ class KeyCounter:
                 kernels.scatter_keys(keys, chunk.kinds, self.shift, first, mine, cursors, lines, self._keys)
             kernels.flush_keys(mine, cursors, lines, self._keys)
 
-        run_items(scatter, self.slices, threads=self.threads)
+        run_all(scatter, self.slices, threads=self.threads)
         n_distinct = np.zeros(n_partitions, np.int64)
 
         def compact(partition: int) -> None:
@@ -305,7 +279,7 @@ class KeyCounter:
                 keys.sort()
                 n_distinct[partition] = kernels.compact_runs(keys, self._counts[begin:end])
 
-        run_items(compact, range(n_partitions), threads=self.threads)
+        run_all(compact, range(n_partitions), threads=self.threads)
         return [(begin, n) for begin, n in zip(starts[:-1].tolist(), n_distinct.tolist(), strict=True) if n]
 
     def _count_by_gathering(self, maker: KeyMaker, first: int, stop: int) -> list[tuple[int, int]]:

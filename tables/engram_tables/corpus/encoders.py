@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import unicodedata
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -168,7 +170,7 @@ class ScanEncoder:
             return self._encode_plain(texts)
         # The library takes the texts that its normalizer would change.
         normalize = self._normalizer.normalize_str
-        changed = [at for at, text in enumerate(texts) if not text.isascii() and normalize(text) != text]
+        changed = [at for at, text in enumerate(texts) if not _is_surely_nfc(text) and normalize(text) != text]
         if not changed:
             return self._encode_plain(texts)
         library = set(changed)
@@ -315,6 +317,25 @@ def _normalizes(parsed: dict[str, Any] | None) -> bool:
             return True
     # Of others it is not known that they leave ASCII alone, and a part of a text as they leave the text.
     raise UnsupportedPattern(f"normalizer {parsed['type']}, expected NFC or none")
+
+
+def _is_surely_nfc(text: str) -> bool:
+    """Whether Python's Unicode tables, of any version, prove that the library's NFC leaves a text alone.
+
+    The normal form of an assigned character never changes again; one that is not assigned here may be a combining one
+    for the library. One that is new to the library stands for itself there.
+    """
+    if text.isascii():
+        return True
+    points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+    return not _unassigned()[points].any() and unicodedata.is_normalized("NFC", text)
+
+
+@cache
+def _unassigned() -> npt.NDArray[np.bool_]:
+    """bool (0x110000,): code points without a character in this Python's Unicode."""
+    categories = (unicodedata.category(chr(point)) == "Cn" for point in range(0x110000))
+    return np.fromiter(categories, dtype=bool, count=0x110000)
 
 
 def _check_post_processor(parsed: dict[str, Any] | None) -> None:

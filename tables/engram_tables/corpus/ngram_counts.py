@@ -64,6 +64,17 @@ class NgramCounts:
             next_tokens=following,
         )
 
+    def whole(self) -> NgramCounts:
+        """Every n-gram in one row, whatever follows it."""
+        if self.next_tokens is None or not len(self.counts):
+            return NgramCounts(order=self.order, columns=self.columns, counts=self.counts)
+        begins = np.ones(len(self.counts), dtype=bool)
+        begins[1:] = (self.columns[:, 1:] != self.columns[:, :-1]).any(axis=0)
+        firsts = np.flatnonzero(begins)
+        return NgramCounts(
+            order=self.order, columns=self.columns[:, firsts], counts=np.add.reduceat(self.counts, firsts)
+        )
+
     def top(self, k: int) -> I64:
         """Positions of the `k` largest counts, largest first; equal counts in the order of their n-grams."""
         best = np.empty(0, dtype=np.int64)

@@ -93,7 +93,7 @@ def _mask(n_bytes: Word) -> Word:
     return _NONE >> (_64 - (n_bytes << np.uint64(3)))
 
 
-@_inlined
+@_kernel
 def hash_piece(address: Word, n_bytes: Word) -> Word:
     """Hash of 1 byte or more; never all ones."""
     value = n_bytes * _K1
@@ -108,7 +108,7 @@ def hash_piece(address: Word, n_bytes: Word) -> Word:
     return value & ~_1
 
 
-@_inlined
+@_kernel
 def _same_bytes(left: Word, right: Word, n_bytes: Word) -> Any:
     at = _0
     while n_bytes - at > _8:
@@ -385,7 +385,7 @@ def _note_long_piece(address: Word, n_bytes: Word, long: U64, block: U64, number
     prefetch(line + _64)
 
 
-@_inlined
+@_kernel
 def _encode_long(
     text: U8, start: Int, stop: Int, model: Model, caches: Caches, number: Int, out: U32, n_out: Int, state: I64
 ) -> Int:

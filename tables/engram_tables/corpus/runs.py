@@ -117,6 +117,7 @@ def new_run(prefix: Path, form: WindowForm, n_windows: int) -> Iterator[Run]:
     for kind in RUN_FILES:
         if n_windows or kind == "blocks":
             maps.append(open_memmap(run_file(prefix, kind), mode="w+", dtype=dtypes[kind], shape=shapes[kind]))
+            _take_room(run_file(prefix, kind))
         else:
             # An empty file cannot be mapped.
             maps.append(np.empty(0, dtype=dtypes[kind]))
@@ -127,6 +128,13 @@ def new_run(prefix: Path, form: WindowForm, n_windows: int) -> Iterator[Run]:
             mapped.flush()
         with run_file(prefix, kind).open("rb") as file:
             os.fsync(file.fileno())
+
+
+def _take_room(path: Path) -> None:
+    """A full disk is an error here; where a mapped file has holes, it would end the process."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def run_file(prefix: Path, kind: str) -> Path:
@@ -146,6 +154,12 @@ def open_run(prefix: Path, form: WindowForm) -> Run:
         keys, counts, blocks = (np.load(run_file(prefix, kind), mmap_mode="r") for kind in RUN_FILES)
     except (ValueError, EOFError) as error:
         raise InvalidInput(f"{prefix}: not a whole run ({error}); remove the work directory and count again") from None
+    kinds = [str(array.dtype) if array.ndim == 1 else f"shape {array.shape}" for array in (keys, counts, blocks)]
+    if kinds not in (["uint64", "uint32", "int64"], ["uint64", "uint64", "int64"]):
+        # Merging reads by address: shorter items would be read past the end of their file.
+        raise InvalidInput(
+            f"{prefix}: found arrays of {kinds}, expected a run; remove the work directory and count again"
+        )
     run = Run(form=form, keys=keys, counts=counts, block_starts=np.array(blocks))
     if len(keys) != len(counts) * form.n_words or len(blocks) != form.n_blocks + 1 or int(blocks[-1]) != len(counts):
         raise InvalidInput(
@@ -228,12 +242,12 @@ def merge_to_run(runs: Sequence[Run]) -> Run:
     room = sum(run.n_windows for run in runs)
     keys = np.empty(room * form.n_words, dtype=np.uint64)
     counts = np.empty(room, dtype=np.uint64)
-    block_starts = np.zeros(form.n_blocks + 1, dtype=np.int64)
+    sizes = np.zeros(form.n_blocks + 1, dtype=np.int64)
     place = 0
     for block in merge_runs(runs, 0, form.canonical_size):
         for windows, totals, leading in block:
             keys[place * form.n_words : (place + len(totals)) * form.n_words] = windows.reshape(-1)
             counts[place : place + len(totals)] = totals
             place += len(totals)
-            block_starts[(leading >> form.free_bits) + 1 :] = place
-    return Run(form=form, keys=keys[: place * form.n_words], counts=counts[:place], block_starts=block_starts)
+            sizes[(leading >> form.free_bits) + 1] += len(totals)
+    return Run(form=form, keys=keys[: place * form.n_words], counts=counts[:place], block_starts=np.cumsum(sizes))

@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import signal
 import stat
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +20,10 @@ from engram_tables.corpus.documents import ReadOptions, ReadOutcome
 from engram_tables.corpus.outputs import refuse_overlap
 from engram_tables.corpus.pieces import Piece
 from engram_tables.corpus.readers import Corpus, find_documents
-from engram_tables.corpus.sources import CorpusFile
+from engram_tables.corpus.sources import STANDARD_INPUT, CorpusFile
 from engram_tables.corpus.token_manifest import build_manifest, ids_dtype
 from engram_tables.corpus.token_shards import refuse_output
+from engram_tables.corpus.token_store import TokenStore, is_token_store, open_tokens
 from engram_tables.corpus.tokenize_piece import EncoderChoice, Numbered, PieceResult, PieceTask, Step
 from engram_tables.corpus.tokenize_work import FinishedShard, TokenizeWork
 from engram_tables.corpus.work_directory import work_path
@@ -142,6 +145,12 @@ def plan_tokenize(
         As `find_documents`; `output` exists and `force` is not set, or it holds something else than tokens; it, or
         its work directory, overlaps what is read.
     """
+    for path in paths:
+        if str(path) != STANDARD_INPUT and is_token_store(path):
+            raise InvalidInput(
+                f"{path}: found a token store, which is tokenised already, expected text or token ids; give it to "
+                "`engram count` or `engram trace` alone"
+            )
     refuse_output(output, force=force)
     for place in (output, work_path(output)):
         refuse_overlap(place, [*paths, *also_read])
@@ -200,6 +209,46 @@ def run_tokenize(
     except OSError as error:
         error.add_note(f"while tokenising to {plan.output}")
         raise
+
+
+@contextmanager
+def tokens_of(
+    paths: Sequence[str | Path],
+    *,
+    vocabulary: Vocabulary | None,
+    glob: str = "*",
+    exclude: Sequence[str] = (),
+    options: ReadOptions | None = None,
+    workers: int | None = None,
+    progress: ProgressHook | None = None,
+) -> Iterator[TokenStore]:
+    """The tokens of one token store as they lie, or of any corpus in a temporary one that ends with the block.
+
+    Raises
+    ------
+    InvalidInput
+        As `plan_tokenize` and `run_tokenize`; a corpus that is no token store, without a vocabulary.
+    SpecMismatch
+        A token store of another tokenizer.
+    """
+    if len(paths) == 1 and str(paths[0]) != STANDARD_INPUT and is_token_store(paths[0]):
+        with open_tokens(paths[0]) as store:
+            if vocabulary is not None:
+                store.check_tokenizer(vocabulary.tokenizer_sha256)
+            yield store
+        return
+    if vocabulary is None:
+        raise InvalidInput(
+            f"{paths[0] if paths else 'corpus'}: found no token store, expected one or a vocabulary whose tokenizer "
+            "makes one; give --vocab"
+        )
+    with tempfile.TemporaryDirectory(prefix="engram-tokens-") as place:
+        plan = plan_tokenize(
+            paths, vocabulary=vocabulary, output=Path(place) / "tokens", glob=glob, exclude=exclude, options=options
+        )
+        run_tokenize(plan, workers=workers, progress=progress)
+        with open_tokens(plan.output) as store:
+            yield store
 
 
 def _keep_finished(plan: TokenizePlan, work: TokenizeWork, n_finished: int, error: BaseException) -> None:

@@ -19,12 +19,15 @@ import numpy.typing as npt
 
 from engram_tables.address.hashing import hash_tokens
 from engram_tables.address.spec import AddressSpec, KeyForm
+from engram_tables.address.vectors import LARGEST_FAST_MODULUS, SMALLEST_FAST_MODULUS
+from engram_tables.corpus import traffic_kernels as kernels
 from engram_tables.corpus.array_file import HEADER_BYTES, file_digest, map_file
 from engram_tables.corpus.row_hits import Head
 from engram_tables.corpus.token_addresses import KeyMaker
 from engram_tables.corpus.token_manifest import content_digest
 from engram_tables.corpus.trace_contents import Store
 from engram_tables.errors import InvalidInput
+from engram_tables.threads import resolve_threads, run_slices
 from engram_tables.units import EXACT_IN_DOUBLE, ProgressHook
 
 SCHEMA = "engram.trace/1"
@@ -187,6 +190,8 @@ class Trace:
         if "keys" not in self._shards:
             return self._hash(start, stop)[0]
         keys = self._read("keys", start, stop)
+        if self._constants is not None:
+            return self._reduce(np.ascontiguousarray(keys).reshape(-1), stop - start)
         keys = keys.reshape(*keys.shape[:3], self.spec.key_words)
         rows = np.empty((stop - start, len(self.spec.layers), self.spec.n_columns), np.int64)
         found = np.empty(stop - start, np.int64)
@@ -255,6 +260,34 @@ class Trace:
             for layer in self.spec.layers
             for words in [{order: KeyMaker(self.spec, order, None).n_words for order in self.spec.orders}]
         ]
+
+    @cached_property
+    def _constants(self) -> tuple[npt.NDArray[Any], ...] | None:
+        """What `rows_of_keys` takes, where it can be used."""
+        spec = self.spec
+        moduli = [modulus for layer in spec.layers for heads in layer.moduli for modulus in heads]
+        is_fast = min(moduli) >= SMALLEST_FAST_MODULUS and max(moduli) <= LARGEST_FAST_MODULUS
+        if spec.key_form is not KeyForm.MIX or spec.mix.word_bits != 64 or not is_fast:
+            return None
+        first_column = np.cumsum([0, *(n_heads for _ in spec.layers for n_heads in spec.heads)])
+        offsets = np.array([offset for layer in spec.layers for offset in layer.offsets], np.int64)
+        return first_column, np.array(moduli, np.int64), 1.0 / np.array(moduli), offsets
+
+    def _reduce(self, keys: npt.NDArray[np.uint64], n_tokens: int) -> npt.NDArray[np.int64]:
+        """Rows of all columns from keys (tokens * layers * orders,)."""
+        assert self._constants is not None
+        first_column, moduli, reciprocals, offsets = self._constants
+        rows = np.empty((n_tokens, len(self.spec.layers), self.spec.n_columns), np.int64)
+        flat = rows.reshape(-1)
+        run_slices(
+            lambda first, last: kernels.rows_of_keys(
+                keys, first_column, moduli, reciprocals, offsets, first, last, flat
+            ),
+            n_tokens,
+            threads=resolve_threads(None),
+            grain=1 << 13,
+        )
+        return rows
 
     def _hash(self, start: int, stop: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any]]:
         """Rows and keys from ids: the documents of the slice apart, with what they look back to."""

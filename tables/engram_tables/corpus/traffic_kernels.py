@@ -434,3 +434,33 @@ def tally_rows(
         if n_ngrams > one:
             totals[0] += hits
     counters[:] = 0
+
+
+@njit(cache=True, nogil=True)
+def rows_of_keys(
+    keys: U64, first_column: I64, moduli: I64, reciprocals: Any, offsets: I64, start: int, stop: int, rows: I64
+) -> None:
+    """Rows of tokens start … stop - 1 from their keys, for moduli as `reduce_keys` takes them for fast.
+
+    Parameters
+    ----------
+    keys
+        uint64 (tokens * places,): a place is a layer and order whose heads share the key.
+    first_column
+        int64 (places + 1,): where each place's columns begin, over all layers.
+    moduli, reciprocals, offsets
+        int64, float64, int64 (columns,).
+    rows
+        int64 (tokens * columns,), written for these tokens.
+    """
+    n_places, n_columns = first_column.size - 1, moduli.size
+    for token in range(start, stop):
+        mine = rows[token * n_columns : (token + 1) * n_columns]
+        for place in range(n_places):
+            key = np.int64(keys[token * n_places + place])
+            as_double = np.float64(key)
+            for column in range(np.uint64(first_column[place]), np.uint64(first_column[place + 1])):
+                divisor = moduli[column]
+                row = key - np.int64(as_double * reciprocals[column]) * divisor
+                row = row + divisor if row < 0 else row
+                mine[column] = (row - divisor if row >= divisor else row) + offsets[column]

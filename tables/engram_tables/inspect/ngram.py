@@ -163,7 +163,7 @@ def inspect_ngrams(
     addresses = spec.address(canonical_ids)
     views = _RowViews(table, addresses.rows, list(positions))
     sharing = {
-        order: _Sharing(table, counts.load(order), views.rows_of(order), order, n_sharers, vocabulary)
+        order: _Sharing(table, counts.load(order).whole(), views.rows_of(order), order, n_sharers, vocabulary)
         for order in orders
         if counts is not None and order in counts.orders
     }
