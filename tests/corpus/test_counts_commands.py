@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import typer
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
 from typer.testing import CliRunner
 
 from engram_cli.commands.count import count
 from engram_cli.commands.counts import get, stats, top
 from engram_cli.console import guarded
 from engram_tables.address.vocabulary import build_vocabulary
+from engram_tables.corpus import counts_plot
 from engram_tables.corpus.reference import count_ngrams_reference
 
 APP = typer.Typer()
@@ -34,29 +39,34 @@ def expected(order: int) -> dict[tuple[int, ...], int]:
     return count_ngrams_reference([letters(text) for text in TEXTS.values()], order)
 
 
+def save_vocabulary(path: Path, tokens: list[str], pattern: str, rule: str) -> None:
+    tokenizer = Tokenizer(WordLevel({token: at for at, token in enumerate(["?", *tokens])}, unk_token="?"))
+    tokenizer.pre_tokenizer = Split(Regex(pattern), "isolated")
+    tokenizer.save(str(path.with_suffix(".json")))
+    build_vocabulary(path.with_suffix(".json"), rule=rule).save(path)
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`counts` of orders 1 to 3, `nexts` with next tokens and `pruned` and `pairs` without single rows."""
-    from tokenizers import Regex
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Split
-
+    """`counts` of orders 1 to 3, `nexts` with next tokens, both `pruned` too, and `words` of another tokenizer."""
     place = tmp_path_factory.mktemp("counts")
-    for n_letters, name in ((26, "vocab.parquet"), (25, "other.parquet")):
-        tokenizer = Tokenizer(WordLevel({"?": 0} | {chr(97 + at): at + 1 for at in range(n_letters)}, unk_token="?"))
-        tokenizer.pre_tokenizer = Split(Regex("."), "isolated")
-        tokenizer.save(str(place / "tokenizer.json"))
-        build_vocabulary(place / "tokenizer.json", rule="identity").save(place / name)
+    alphabet = [chr(97 + at) for at in range(26)]
+    save_vocabulary(place / "vocab.parquet", alphabet, ".", "identity")
+    save_vocabulary(place / "other.parquet", alphabet[:-1], ".", "identity")
+    words = ["Of", "of", " of", "the", " the", " sea", "m", "e", "n", " "]
+    save_vocabulary(place / "words.parquet", words, " ?(of|the|sea)|.", "deepseek")
     (place / "text").mkdir()
     for name, text in TEXTS.items():
         (place / "text" / name).write_text(text)
-    for output, more in (
-        ("counts", []),
-        ("nexts", ["--next", "raw"]),
-        ("pruned", ["--min-count", "2"]),
-        ("pairs", ["--next", "raw", "--min-count", "2"]),
+    (place / "of.txt").write_text("Of the men of the sea, one of the best.")
+    for output, corpus, vocab, more in (
+        ("counts", "text", "vocab.parquet", []),
+        ("nexts", "text", "vocab.parquet", ["--next", "raw"]),
+        ("pruned", "text", "vocab.parquet", ["--min-count", "2"]),
+        ("pruned-nexts", "text", "vocab.parquet", ["--next", "raw", "--min-count", "2"]),
+        ("words", "of.txt", "words.parquet", []),
     ):
-        arguments = [str(place / "text"), "--vocab", str(place / "vocab.parquet"), "--orders", "1,2,3", *more]
+        arguments = [str(place / corpus), "--vocab", str(place / vocab), "--orders", "1,2,3", *more]
         result = CliRunner().invoke(APP, ["count", *arguments, "-o", str(place / output)])
         assert result.exit_code == 0, result.stderr
     return place
@@ -164,36 +174,30 @@ def test_get_names_the_likeliest_next_tokens() -> None:
     assert records("get", "nexts", "a", "-k", "0", *VOCAB)[0]["ngrams"][0]["next"] is None
 
 
-def test_a_text_is_read_at_the_beginning_and_after_a_space(
-    v4_vocab_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("text").write_text("Of the men of the sea, one of the best.")
-    vocab = ("--vocab", str(v4_vocab_file))
-    assert run("count", "text", *vocab, "--orders", "2", "-o", "counts")[0] == 0
-    (found,) = records("get", "counts", "of the", *vocab)
+@pytest.mark.usefixtures("place")
+def test_a_text_is_read_at_the_beginning_and_after_a_space() -> None:
+    vocab = ("--vocab", "words.parquet")
+    (found,) = records("get", "words", "of the", *vocab)
     first, second = found["readings"]
     assert (first["after_space"], second["after_space"]) == (False, True)
     assert (first["tokens"], second["tokens"]) == (["of", " the"], [" of", " the"])
     assert first["token_ids"] != second["token_ids"]
     assert first["canonical_ids"] == second["canonical_ids"]
-    assert [(ngram["forms"], ngram["count"]) for ngram in found["ngrams"]] == [(["of", "the"], 3)]
-    assert "both fold to the same canonical ids" in run("get", "counts", "of the", *vocab)[1]
+    assert [(ngram["forms"], ngram["count"]) for ngram in found["ngrams"]] == [(["of", "the"], 2)]
+    assert "both fold to the same canonical ids" in run("get", "words", "of the", *vocab)[1]
 
 
-def test_readings_that_differ_are_both_looked_up(
-    tiny_vocab_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("text").write_text("The cat, The cat")
-    vocab = ("--vocab", str(tiny_vocab_file))
-    assert run("count", "text", *vocab, "--orders", "1,2", "-o", "counts")[0] == 0
-    (found,) = records("get", "counts", "Cat", *vocab)
-    assert [reading["tokens"] for reading in found["readings"]] == [["Cat"], ["C", "a", "t"]]
-    assert found["ngrams"][0]["count"] == 2
-    assert len(found["ngrams"]) == 1 + 3 + 2
-    assert "the two differ" in run("get", "counts", "Cat", *vocab)[1]
-    assert len(records("get", "counts", " cat", *vocab)[0]["readings"]) == 1
+@pytest.mark.usefixtures("place")
+def test_readings_that_differ_are_both_looked_up() -> None:
+    vocab = ("--vocab", "words.parquet")
+    (found,) = records("get", "words", "sea", *vocab)
+    assert [reading["tokens"] for reading in found["readings"]] == [["?"], [" sea"]]
+    assert [ngram["ids"] for ngram in found["ngrams"]] == [reading["canonical_ids"] for reading in found["readings"]]
+    assert found["ngrams"][1]["count"] == 1
+    assert "the two differ" in run("get", "words", "sea", *vocab)[1]
+    # A space that is a token of its own is no part of the text, and a text that begins with one is read once.
+    assert len(records("get", "words", "m", *vocab)[0]["readings"]) == 1
+    assert len(records("get", "words", " sea", *vocab)[0]["readings"]) == 1
 
 
 @pytest.mark.parametrize("counts", ["counts", "nexts"])
@@ -216,45 +220,35 @@ def test_stats_are_those_of_the_reference(counts: str) -> None:
     assert "order 2: too few n-grams" in out
 
 
+@pytest.mark.parametrize("counts", ["pruned", "pruned-nexts"])
 @pytest.mark.usefixtures("place")
-def test_pruned_counts_say_what_they_cannot() -> None:
-    code, out, err = run("stats", "pruned", "--json", "--orders", "2")
+def test_pruned_counts_say_what_they_cannot(counts: str) -> None:
+    code, out, err = run("stats", counts, "--json")
     assert code == 0
     assert "--min-count 2" in err
-    record = json.loads(out)
+    first, second, _ = (json.loads(line) for line in out.splitlines())
+    assert (first["min_count"], first["n_distinct"], first["dropped_distinct"]) == (1, len(expected(1)), 0)
     kept = {ngram: n for ngram, n in expected(2).items() if n >= 2}
-    assert (record["n_distinct"], record["n_total"]) == (len(kept), sum(kept.values()))
-    assert record["dropped_distinct"] == record["dropped_total"] == len(expected(2)) - len(kept)
-    assert (record["n_singletons"], record["unseen_mass"], record["min_count"]) == (None, None, 2)
-    assert "more n-grams with" in run("stats", "pruned")[1]
-    code, out, err = run("get", "pruned", "zz", *VOCAB)
+    assert (second["n_distinct"], second["n_total"]) == (len(kept), sum(kept.values()))
+    assert second["dropped_distinct"] == second["dropped_total"] == len(expected(2)) - len(kept)
+    assert (second["n_singletons"], second["unseen_mass"], second["min_count"]) == (None, None, 2)
+    assert "more n-grams with" in run("stats", counts)[1]
+    code, out, err = run("get", counts, "zz", *VOCAB)
     assert (code, "< 2" in out, "anything below 2" in err) == (0, True, True)
-    share = records("get", "pruned", "at", *VOCAB)[0]["ngrams"][0]["share"]
-    assert share == expected(2)[1, 20] / sum(expected(2).values())
+    # Its next tokens occur once or twice: an n-gram stays with all of them, or goes.
+    (ngram,) = records("get", counts, "at", *VOCAB)[0]["ngrams"]
+    assert (ngram["count"], ngram["share"]) == (expected(2)[1, 20], expected(2)[1, 20] / sum(expected(2).values()))
 
 
 @pytest.mark.usefixtures("place")
-def test_pairs_left_out_make_counts_lower_bounds() -> None:
-    (found,) = records("get", "pairs", "at", *VOCAB)
-    # "cat ", "sat " and "mat" with the end of its document.
-    (ngram,) = found["ngrams"]
-    assert (ngram["count"], ngram["lower_bound"], ngram["min_count"]) == (2, True, 2)
-    assert ngram["share"] == 2 / sum(expected(2).values())
-    code, out, err = run("get", "pairs", "zz", *VOCAB)
-    assert (code, "≥ 0" in out, "lower bounds" in err) == (0, True, True)
-    code, out, err = run("stats", "pairs", "--json")
-    assert [json.loads(line)["lower_bounds"] for line in out.splitlines()] == [False, True, True]
-    assert [json.loads(line)["min_count"] for line in out.splitlines()] == [1, 2, 2]
-    assert all(not record["lower_bound"] for record in records("top", "pairs", "--order", "2", "--by-next"))
-    assert "more pairs of an n-gram" in run("stats", "pairs")[1]
-
-
-@pytest.mark.usefixtures("place")
-def test_stats_draw_a_plot() -> None:
-    pytest.importorskip("matplotlib")
+def test_stats_draw_a_plot(monkeypatch: pytest.MonkeyPatch) -> None:
+    matplotlib = ModuleType("matplotlib")
+    matplotlib.__spec__ = ModuleSpec("matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", matplotlib)
+    monkeypatch.setattr(counts_plot, "draw_svg", lambda found, title: f"{title}, {len(found)} orders")
     code, _, err = run("stats", "counts", "--plot", "zipf.svg")
     assert (code, "wrote zipf.svg" in err) == (0, True), err
-    assert "counts: how often n-grams occur" in Path("zipf.svg").read_text(encoding="utf-8")
+    assert Path("zipf.svg").read_text(encoding="utf-8") == "counts: how often n-grams occur, 3 orders"
     code, out, err = run("stats", "counts", "--plot", "zipf.svg")
     assert (code, out, "--force" in err) == (3, "", True)
 

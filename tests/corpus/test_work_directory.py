@@ -157,8 +157,11 @@ def test_a_failed_preparation_leaves_the_way_free(tmp_path: Path, monkeypatch: p
             patch.setattr(Path, "mkdir", lambda path, **how: real(path, **how) if path.name == "w" else fail())
         else:
             patch.setattr(work_directory if step == "fsync_directory" else os, step, fail)
-        with pytest.raises(OSError, match="no space"):
+        with pytest.raises(OSError, match="no space") as failed:
             open_work(tmp_path / "w")
+    assert failed.value.__notes__ == [f"while preparing {tmp_path / 'w'}"]
+    # Renamed, but not yet durable: then there is a plan to go on with.
+    assert (tmp_path / "w").exists() == (step == "fsync_directory")
     open_work(tmp_path / "w").close()
 
 

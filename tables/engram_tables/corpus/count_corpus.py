@@ -150,8 +150,7 @@ def plan_count(
     CapacityError
         As `check_orders`.
     """
-    wanted = check_orders(tuple({1, *orders} if len(set(orders)) == len(orders) else orders), vocabulary.canonical_size)
-    check_orders(orders, vocabulary.canonical_size)
+    wanted = tuple(sorted({1, *check_orders(orders, vocabulary.canonical_size)}))
     if min_count < 1:
         raise InvalidInput(f"min-count: found {min_count}, expected 1 or more")
     if next_raw and vocabulary.token_count > MAX_CANONICAL_SIZE:
@@ -234,6 +233,9 @@ def run_count(
         )
         work = CountWork(directory, subject=plan.subject, orders=plan.orders, wound=wound)
         try:
+            if engine is Engine.LOCAL:
+                # Too little memory is refused before the text is tokenised, not after.
+                work.chunk_tokens(memory_bytes, n_workers)
             if plan.text is not None:
                 stores.append(held.enter_context(_tokens_of(plan.text, threads=threads, stage=stage)))
             source = TokenSource(stores)

@@ -244,7 +244,8 @@ class CountWork:
         """The files of one part; their entries in the manifest."""
         record = self.directory.path / f"part-{part:05}.json"
         finished = read_record(record)
-        if finished is not None and self._is_whole(part, finished["files"]):
+        bounds = {"first_token": first_token, "stop_token": stop_token}
+        if finished is not None and bounds.items() <= finished.items() and self._is_whole(part, finished["files"]):
             self.n_reused += 1
             return list(finished["files"])
         place = self.directory.partial / record.stem
@@ -258,7 +259,7 @@ class CountWork:
         for entry in entries:
             (place / f"order-{entry['order']}.parquet").replace(self._part_file(entry["order"], part))
         shutil.rmtree(place)
-        publish_record(self.directory, record, {"files": entries})
+        publish_record(self.directory, record, {**bounds, "files": entries})
         return entries
 
     def _is_whole(self, part: int, files: list[dict[str, Any]]) -> bool:

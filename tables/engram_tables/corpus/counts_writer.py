@@ -61,9 +61,11 @@ def part_starts(occurrences: I64) -> I64:
     occurrences
         int64 (canonical_size,): how often each id occurs, whatever orders are counted.
     """
-    before = np.cumsum(occurrences) - occurrences
+    # Ids that do not occur have no say: a multiple may be passed just before one.
+    tokens = np.flatnonzero(occurrences)
+    before = np.cumsum(occurrences[tokens]) - occurrences[tokens]
     passed = before // PART_TOKENS
-    begins = np.flatnonzero((passed[1:] != passed[:-1]) & (occurrences[1:] > 0)) + 1
+    begins = tokens[1:][passed[1:] != passed[:-1]]
     return np.concatenate([[0], begins]).astype(np.int64)
 
 

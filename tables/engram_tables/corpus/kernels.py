@@ -303,42 +303,65 @@ def unpack_rows(
     -------
     The row to go on with.
     """
-    bits, past, least = np.uint64(token_bits), np.uint64(next_bits), np.uint64(min_count)
-    sentinel = (np.uint64(1) << bits) - np.uint64(1)
+    past, least = np.uint64(next_bits), np.uint64(min_count)
+    sentinel = (np.uint64(1) << np.uint64(token_bits)) - np.uint64(1)
     next_row = np.uint64(row)
-    for start in range(np.uint64(0), np.uint64(n_keys), np.uint64(BLOCK_KEYS)):
-        n_here = min(np.uint64(BLOCK_KEYS), np.uint64(n_keys) - start)
-        n_out = np.uint64(0)
-        for at in range(n_here):
-            block[0, at] = keys[start + at]
-            block[1, at] = np.uint64(totals[start + at])
-            n_out += np.uint64(((keys[start + at] >> past) & sentinel) == sentinel)
-            n_out += np.uint64(np.uint64(totals[start + at]) < least)
-        n_rows = n_here
-        if n_out:
-            n_rows = np.uint64(0)
-            for at in range(n_here):
-                key, total = block[0, at], block[1, at]
-                is_whole = ((key >> past) & sentinel) != sentinel
-                is_rare = is_whole & (total < least)
-                dropped[0] += is_rare
-                dropped[1] += np.int64(total) if is_rare else 0
-                block[0, n_rows] = key
-                block[1, n_rows] = total
-                n_rows += np.uint64(is_whole & ~is_rare)
-        for at in range(n_rows):
-            out_totals[next_row + at] = block[1, at]
-        for place in range(n):
-            place_shift = np.uint64(n - 1 - place) * bits + past
-            high = np.uint32(leading) if place == 0 else np.uint32(0)
-            for at in range(n_rows):
-                columns[place, next_row + at] = np.uint32((block[0, at] >> place_shift) & sentinel) | high
-        if next_bits:
-            low = (np.uint64(1) << past) - np.uint64(1)
-            for at in range(n_rows):
-                columns[n, next_row + at] = np.uint32(block[0, at] & low)
+    zero = np.uint64(0)
+    for start in range(zero, np.uint64(n_keys), np.uint64(BLOCK_KEYS)):
+        stop = min(start + np.uint64(BLOCK_KEYS), np.uint64(n_keys))
+        n_out = zero
+        for at in range(start, stop):
+            is_past = ((keys[at] >> past) & sentinel) == sentinel
+            n_out += np.uint64(is_past | (np.uint64(totals[at]) < least))
+        if n_out == zero:
+            _unpack_block(keys, totals, start, stop, leading, n, token_bits, next_bits, columns, out_totals, next_row)
+            next_row += stop - start
+            continue
+        n_rows = zero
+        for at in range(start, stop):
+            key, total = keys[at], np.uint64(totals[at])
+            is_whole = ((key >> past) & sentinel) != sentinel
+            is_rare = is_whole & (total < least)
+            dropped[0] += is_rare
+            dropped[1] += np.int64(total) if is_rare else 0
+            block[0, n_rows] = key
+            block[1, n_rows] = total
+            n_rows += np.uint64(is_whole & ~is_rare)
+        _unpack_block(
+            block[0], block[1], zero, n_rows, leading, n, token_bits, next_bits, columns, out_totals, next_row
+        )
         next_row += n_rows
     return np.int64(next_row)
+
+
+@njit(cache=True, nogil=True)
+def _unpack_block(
+    keys: U64,
+    totals: U32,
+    start: np.uint64,
+    stop: np.uint64,
+    leading: int,
+    n: int,
+    token_bits: int,
+    next_bits: int,
+    columns: U32,
+    out_totals: U64,
+    row: np.uint64,
+) -> None:
+    """As `unpack_rows`, for [start, stop) of `keys`, which all become rows."""
+    bits, past = np.uint64(token_bits), np.uint64(next_bits)
+    sentinel = (np.uint64(1) << bits) - np.uint64(1)
+    for at in range(stop - start):
+        out_totals[row + at] = np.uint64(totals[start + at])
+    for place in range(n):
+        place_shift = np.uint64(n - 1 - place) * bits + past
+        high = np.uint32(leading) if place == 0 else np.uint32(0)
+        for at in range(stop - start):
+            columns[place, row + at] = np.uint32((keys[start + at] >> place_shift) & sentinel) | high
+    if next_bits:
+        low = (np.uint64(1) << past) - np.uint64(1)
+        for at in range(stop - start):
+            columns[n, row + at] = np.uint32(keys[start + at] & low)
 
 
 @njit(cache=True, nogil=True)

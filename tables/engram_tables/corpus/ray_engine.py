@@ -86,7 +86,7 @@ def count_on_ray(
     with stage("counting", "tokens") as progress:
         if position == source.n_tokens:
             return
-        with _connected(ray, address, threads), _own_errors(ray):
+        with _connected(ray, address, threads) as is_shared, _own_errors(ray):
             even = -(-(source.n_tokens - position) // (RANGES_PER_CPU * _n_cpus(ray)))
             bounds = range(position, source.n_tokens, min(most_tokens, max(even, LEAST_CHUNK_TOKENS)))
             ranges = [(start, min(start + bounds.step, source.n_tokens)) for start in bounds]
@@ -95,7 +95,8 @@ def count_on_ray(
             try:
                 counting.run(lambda done, _: progress(position + done, source.n_tokens))
             except BaseException:
-                counting.cancel()
+                if is_shared:
+                    counting.await_end()
                 raise
 
 
@@ -150,10 +151,9 @@ class _Counting:
                 self._settle(piece.level, piece.first // FAN_IN**piece.level, (piece, n_windows))
             self._save_tops()
 
-    def cancel(self) -> None:
-        """Stop what is under way; a kernel that runs is waited for, a moment."""
-        for reference in self._pending:
-            self._ray.cancel(reference)
+    def await_end(self) -> None:
+        """Let what is under way end, since the process goes on with this cluster."""
+        # Not ray.cancel: where it meets a task that ends, Ray 2.60 aborts the whole process (2026-11).
         if self._pending:
             self._ray.wait(list(self._pending), num_returns=len(self._pending), timeout=GOODBYE_TIMEOUT_S)
 
@@ -267,8 +267,11 @@ def _own_errors(ray: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _connected(ray: Any, address: str | None, threads: int | None) -> Iterator[None]:
-    """This process connected to a cluster; it is left as it was found, and a cluster made here is ended."""
+def _connected(ray: Any, address: str | None, threads: int | None) -> Iterator[bool]:
+    """This process connected to a cluster, and whether it was before: then it stays so.
+
+    Otherwise it is disconnected afterwards, which ends its tasks wherever they run, and a cluster made here too.
+    """
     if ray.is_initialized():
         found = ray.get_runtime_context().gcs_address
         if address not in (None, "auto", found):
@@ -276,7 +279,7 @@ def _connected(ray: Any, address: str | None, threads: int | None) -> Iterator[N
                 f"Ray address: found {address}, but this process is connected to {found} already; give no address, or "
                 "call ray.shutdown() first"
             )
-        yield
+        yield True
         return
     directory = None
     told: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
@@ -287,14 +290,14 @@ def _connected(ray: Any, address: str | None, threads: int | None) -> Iterator[N
     else:
         _look_for(address)
     try:
-        with _quiet():
+        with _unreported():
             try:
                 ray.init(address="local" if address is None else address, **told)
             except Exception as error:
                 # Ray raises a plain Exception too, where a machine is too busy to start it within 30 seconds.
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 raise BackendUnavailable(_no_cluster(address, reason)) from error
-        yield
+        yield False
     finally:
         ray.shutdown()
         if directory is not None:
@@ -302,16 +305,17 @@ def _connected(ray: Any, address: str | None, threads: int | None) -> Iterator[N
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """No chatter on standard error, and no report of the user's doings to Ray's makers."""
-    wanted = {"RAY_BACKEND_LOG_LEVEL": "error", "RAY_USAGE_STATS_ENABLED": "0"}
-    wanted = {name: value for name, value in wanted.items() if name not in os.environ}
-    os.environ.update(wanted)
+def _unreported() -> Iterator[None]:
+    """A cluster started in this block reports nothing to Ray's makers, unless the user has it so."""
+    name = "RAY_USAGE_STATS_ENABLED"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = "0"
     try:
         yield
     finally:
-        for name in wanted:
-            os.environ.pop(name, None)
+        os.environ.pop(name, None)
 
 
 def _look_for(address: str) -> None:

@@ -68,7 +68,11 @@ class WorkDirectory:
             elif (path / PLAN_NAME).exists():
                 _refuse_other_plan(path, wanted)
             work._prepare(wanted)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, OSError):
+                error.add_note(f"while preparing {path}")
+            if not (path / PLAN_NAME).exists():
+                work.remove()
             work.close()
             raise
         return work
