@@ -17,10 +17,14 @@ step() {
 
 step build-vocab deepseek-v4 -o "$out/v4.vocab.parquet" --force --groups 5 --expect-size 99092 \
     --expect-sha256 c60a86322ec17b4142bfef3c57a8d81fb428550cdf487f88a4320cb59fe46481
-step count "$sources" --glob '*.py' --exclude '*-packages' --decode-errors replace --vocab "$out/v4.vocab.parquet" --orders 2,3,4 \
-    -o "$out/counts" --top 5 --force
+step tokenize "$sources" --glob '*.py' --exclude '*-packages' --decode-errors replace --vocab "$out/v4.vocab.parquet" \
+    -o "$out/tokens" --force
+step count "$out/tokens" --vocab "$out/v4.vocab.parquet" --orders 2,3,4 -o "$out/counts" --top 3 --force
+step counts get "$out/counts" 'import numpy as' 'of the' --vocab "$out/v4.vocab.parquet"
 step spec make --vocab "$out/v4.vocab.parquet" --orders 2,3,4 --heads 8 --rows-per-head 80000 --layers 1,14 \
     --row-width 256 --name demo -o "$out/spec.json" --force
+step trace "$out/tokens" --spec "$out/spec.json" --vocab "$out/v4.vocab.parquet" --store none >"$out/traffic.txt"
+sed -n '1,14p' "$out/traffic.txt"
 step build-table --spec "$out/spec.json" --vocab "$out/v4.vocab.parquet" --init normal --codec fp8-e4m3-e8m0 \
     --layout page -o "$out/table" --force
 step verify "$out/table"
@@ -31,13 +35,16 @@ cat <<END
 
 What was made, all below $out:
   v4.vocab.parquet  129,280 token ids folded to 99,092 canonical ids, with the tokenizer inside
+  tokens/           the sources as token ids, which the commands after it read
   counts/           every 2-, 3- and 4-gram of the sources with its exact count, as sorted Parquet
   spec.json         the addressing: orders 2 to 4, 8 heads each, layers 1 and 14
+  traffic.txt       what the sources read of these rows, head by head
   table/            the table: $(du -sh "$out/table" | cut -f1) of rows in safetensors shards, checked against its manifest
   bench.json        the record of the benchmark, raw samples and environment included
 
 Where to look next:
   engram inspect ngram $out/table 'for i in range' --counts $out/counts
+  engram counts stats $out/counts --plot $out/zipf.html
   engram inspect vocab $out/v4.vocab.parquet --text 'The THE the'
   engram hash --preset deepseek-v4.1-flash --vocab $out/v4.vocab.parquet --text 'the rows of the real model'
   engram spec list

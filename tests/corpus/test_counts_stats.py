@@ -81,6 +81,10 @@ class MemoryCounts:
     def batches(self, order: int) -> Iterator[NgramCounts]:
         yield from batches(self.rows[order], order, self.batch_rows)
 
+    def counts_of(self, order: int) -> Iterator[np.ndarray]:
+        for batch in self.batches(order):
+            yield batch.counts
+
     def check_vocabulary(self, map_sha256: str) -> None:
         if map_sha256 != self.vocab_sha256:
             raise SpecMismatch("counts: another vocabulary")

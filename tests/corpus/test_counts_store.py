@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,14 @@ def write(place: Path, n_tokens: int = 5000, orders: tuple[int, ...] = ORDERS, *
 
 def equal(one: NgramCounts, two: NgramCounts) -> bool:
     return np.array_equal(one.columns, two.columns) and np.array_equal(one.counts, two.counts)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _without_flushing() -> Iterator[None]:
+    """Nothing here loses its power, and thousands of small files are written."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -294,6 +303,17 @@ def entry_of(manifest: dict[str, Any], name: str) -> dict[str, Any]:
     return found
 
 
+def tell(entry: dict[str, Any], path: Path) -> None:
+    """What the manifest says of a file's bytes, as they are now."""
+    content = path.read_bytes()
+    found = {
+        "file_bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "footer_sha256": hashlib.sha256(content[max(0, footer_start(content)) :]).hexdigest(),
+    }
+    entry.update({name: value for name, value in found.items() if name in entry})
+
+
 def read_all(directory: Path) -> None:
     with open_counts(directory) as counts:
         for order in counts.orders:
@@ -304,7 +324,7 @@ def read_all(directory: Path) -> None:
 def test_a_cut_file_under_a_manifest_that_agrees_is_refused_when_it_is_used(written: Path) -> None:
     path = written / "order-2" / "part-00000.parquet"
     path.write_bytes(path.read_bytes()[:-100])
-    rewrite_manifest(written, lambda manifest: entry_of(manifest, "order-2").update(file_bytes=path.stat().st_size))
+    rewrite_manifest(written, lambda manifest: tell(entry_of(manifest, "order-2"), path))
     with open_counts(written) as counts:
         assert equal(counts.load(3), sample()[3])
         for read in (lambda: counts.load(2), lambda: counts.lookup([[1, 2]])):
@@ -315,7 +335,7 @@ def test_a_cut_file_under_a_manifest_that_agrees_is_refused_when_it_is_used(writ
 def test_a_file_of_another_order_is_refused(written: Path) -> None:
     path = written / "order-3" / "part-00000.parquet"
     shutil.copy(written / "order-2" / "part-00000.parquet", path)
-    rewrite_manifest(written, lambda manifest: entry_of(manifest, "order-3").update(file_bytes=path.stat().st_size))
+    rewrite_manifest(written, lambda manifest: tell(entry_of(manifest, "order-3"), path))
     with (
         open_counts(written) as counts,
         pytest.raises(InvalidInput, match=r"order-3/part-00000.* rows of back_1, back_0, count; expected .*back_2"),

@@ -32,12 +32,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 # Parts and pieces of text small enough that a few million tokens make several of each.
 PROGRAM = (
     "from engram_tables.corpus import count_corpus, counts_writer, tokenize_corpus; "
-    "counts_writer.PART_TOKENS = 1 << 18; count_corpus.PIECE_BYTES = 1 << 20; "
+    "counts_writer.PART_TOKENS = 1 << 17; count_corpus.PIECE_BYTES = 1 << 19; "
     "from engram_cli.main import main; main()"
 )
 ENGRAM = [sys.executable, "-c", PROGRAM]
-LITTLE_MEMORY = ("--memory", "136MiB", "--threads", "2")
-"""Just above the least for two threads over the V4 vocabulary: 320,000 tokens a run."""
+LITTLE_MEMORY = ("--memory", "135MiB", "--threads", "2")
+"""Just above the least for two threads over the V4 vocabulary: some 200,000 tokens a run."""
 
 
 def digests(directory: Path) -> dict[str, str]:
@@ -50,22 +50,22 @@ def digests(directory: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory, v4_vocab_file: Path) -> Path:
-    """`text/`, some nine million bytes of the standard library, `v4.vocab.parquet`, and `whole`, its counts."""
+    """`text/`, some six million bytes of the standard library, `v4.vocab.parquet`, and `whole`, its counts."""
     place = tmp_path_factory.mktemp("library")
     (place / "text").mkdir()
     n_bytes = 0
     for path in sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py")):
-        if "site-packages" not in path.parts and n_bytes < 9_000_000:
+        if "site-packages" not in path.parts and n_bytes < 6_000_000:
             content = path.read_bytes()
             (place / "text" / f"{n_bytes:08}.py").write_bytes(content)
             n_bytes += len(content)
     shutil.copy(v4_vocab_file, place / "v4.vocab.parquet")
     record = finish(command_of(place, "whole"), place)
-    assert record["n_runs"] > 5
+    assert record["n_runs"] >= 5
     assert record["n_reused"] == 0
-    assert record["corpus"]["n_tokens"] > 2_000_000
+    assert record["corpus"]["n_tokens"] > 1_300_000
     manifest = json.loads((place / "whole" / "counts.json").read_bytes())
-    assert len(manifest["part_starts"]) > 6
+    assert len(manifest["part_starts"]) >= 5
     return place
 
 
@@ -145,7 +145,7 @@ def test_an_interrupted_count_says_how_to_go_on(library: Path, tmp_path: Path) -
 DISK = """
 import json, pathlib, shutil, subprocess, sys
 place, command, merging = pathlib.Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
-told = []
+token_bytes, told = int(sys.argv[6]), []
 
 def mount(options):
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(place)], check=True)
@@ -156,9 +156,9 @@ def run(command):
     runs = len(list(place.glob("*.work/run-*.json")))
     told.append([ran.returncode, ran.stdout.decode(), ran.stderr.decode(), left, runs])
 
-mount("size=44m")
+mount(f"size={token_bytes + (8 << 20)}")
 run(command)
-mount("remount,size=64m")
+mount(f"remount,size={token_bytes + (16 << 20)}")
 run(command)
 mount("remount,size=400m")
 run(command)
@@ -181,11 +181,12 @@ def test_a_full_disk_keeps_finished_runs_and_the_command_goes_on(library: Path, 
     probe = [*isolated, "mount", "-t", "tmpfs", "-o", "size=1m", "none", str(place)]
     if not shutil.which("unshare") or subprocess.run(probe, capture_output=True, check=False).returncode:
         pytest.skip("no private mounts here")
+    token_bytes = 4 * json.loads((library / "whole" / "counts.json").read_bytes())["corpus"]["n_tokens"]
     command = command_of(library, "counts")
     merging = [*ENGRAM, "counts", "merge", str(library / "whole"), "counts", "-o", "merged", "--json"]
     ran = subprocess.run(
         [*isolated, sys.executable, "-c", DISK, str(place), json.dumps(command), json.dumps(merging),
-         str(tmp_path / "counts"), str(tmp_path / "merged")],
+         str(tmp_path / "counts"), str(tmp_path / "merged"), str(token_bytes)],
         capture_output=True, check=False,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr.decode()

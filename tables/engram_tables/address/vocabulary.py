@@ -100,7 +100,7 @@ class Vocabulary:
     @cached_property
     def n_classes(self) -> int:
         """Number of distinct canonical ids."""
-        return len(np.unique(self.canonical_ids))
+        return int(np.count_nonzero(np.bincount(self.canonical_ids)))
 
     @cached_property
     def map_sha256(self) -> str:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from engram_tables.corpus.chunks import TokenSource
 from engram_tables.corpus.count_work import CountWork
 from engram_tables.corpus.counting import check_orders, strands
-from engram_tables.corpus.counts_store import CorpusFigures, CountsSubject, refuse_output
+from engram_tables.corpus.counts_manifest import CorpusFigures, CountsSubject
+from engram_tables.corpus.counts_store import refuse_output
 from engram_tables.corpus.documents import ReadOptions
 from engram_tables.corpus.outputs import refuse_overlap
 from engram_tables.corpus.readers import STANDARD_INPUT, find_documents

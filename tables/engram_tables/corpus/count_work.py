@@ -24,14 +24,15 @@ from engram_tables.corpus.counting import (
     single_tokens,
     sort_windows,
 )
-from engram_tables.corpus.counts_store import (
+from engram_tables.corpus.counts_layout import part_name
+from engram_tables.corpus.counts_manifest import (
     MANIFEST_NAME,
     CorpusFigures,
     CountsSubject,
     build_manifest,
     manifest_bytes,
 )
-from engram_tables.corpus.counts_writer import ROW_GROUP_ROWS, RowWriter, order_files, part_name, part_starts
+from engram_tables.corpus.counts_writer import ROW_GROUP_ROWS, RowWriter, order_files, part_starts
 from engram_tables.corpus.runs import SLICE_WINDOWS, Run, merge_runs, open_run, run_of, save_run
 from engram_tables.corpus.unpacking import Unpacker
 from engram_tables.corpus.work_directory import WorkDirectory, publish_record, read_record
@@ -172,12 +173,12 @@ class CountWork:
         for path in found:
             record = read_record(path)
             if record is None or record["start"] != position:
-                break
+                continue
             try:
                 runs = [open_run(_prefix(path, number), strand.form) for number, strand in enumerate(self.strands)]
                 occurrences = np.load(_occurrences_file(path))
             except (InvalidInput, FileNotFoundError, ValueError, EOFError):
-                break
+                continue
             self.add(runs, occurrences)
             position = int(record["stop"])
         self.n_reused = self.n_runs

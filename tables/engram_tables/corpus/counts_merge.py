@@ -17,7 +17,8 @@ import numpy.typing as npt
 from engram_tables.corpus.count_corpus import CountedCorpus, Stage, keep_finished, unwatched
 from engram_tables.corpus.count_work import CountWork
 from engram_tables.corpus.counting import Strand, strands
-from engram_tables.corpus.counts_store import CorpusFigures, Counts, open_counts, refuse_output
+from engram_tables.corpus.counts_manifest import CorpusFigures
+from engram_tables.corpus.counts_store import Counts, open_counts, refuse_output
 from engram_tables.corpus.ngram_counts import NO_NEXT, NgramCounts
 from engram_tables.corpus.outputs import refuse_overlap
 from engram_tables.corpus.runs import new_run

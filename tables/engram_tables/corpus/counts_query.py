@@ -157,7 +157,7 @@ def top_ngrams(
             f"{counts.path}: counted without next tokens, expected some; count again with --next raw, or ask for whole "
             "n-grams"
         )
-    for order, batches in read_orders(counts, orders, progress=progress):
+    for order, batches in read_orders(counts, orders, counts.batches, progress=progress):
         best = largest_counts(order, batches if by_next else whole_ngrams(batches), k)
         n_total = _n_total(counts, order)
         found = []

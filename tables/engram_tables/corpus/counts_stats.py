@@ -6,9 +6,9 @@ which N occurrences have at most sqrt(2 N), however many n-grams there are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ _DENSE_COUNTS = 1 << 16
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
+Batch = TypeVar("Batch", NgramCounts, U64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,11 +149,17 @@ def count_statistics(
     InvalidInput
         An order that was not counted, before anything is read.
     """
-    for order, batches in read_orders(counts, orders, progress=progress):
+    tallies: list[tuple[int, Iterator[U64]]]
+    if counts.next is None:
+        tallies = read_orders(counts, orders, counts.counts_of, progress=progress)
+    else:
+        followed = read_orders(counts, orders, counts.batches, progress=progress)
+        tallies = [(order, (batch.counts for batch in whole_ngrams(batches))) for order, batches in followed]
+    for order, totals in tallies:
         told = counts.manifest["orders"][str(order)]
         yield order_statistics(
             order,
-            tally_counts(batch.counts for batch in whole_ngrams(batches)),
+            tally_counts(totals),
             min_count=least_count(counts, order),
             dropped_distinct=told["dropped_distinct"],
             dropped_total=told["dropped_total"],
@@ -230,12 +237,18 @@ def _merged(tally: I64, counts: list[I64]) -> I64:
 
 
 def read_orders(
-    counts: Counts, orders: Sequence[int] | None, *, progress: ProgressHook | None = None
-) -> list[tuple[int, Iterator[NgramCounts]]]:
+    counts: Counts,
+    orders: Sequence[int] | None,
+    read: Callable[[int], Iterator[Batch]],
+    *,
+    progress: ProgressHook | None = None,
+) -> list[tuple[int, Iterator[Batch]]]:
     """Orders and their batches, not yet read; all the counted orders if `orders` is None.
 
     Parameters
     ----------
+    read
+        An order's batches: `counts.batches`, or `counts.counts_of` where n-grams are not needed.
     progress
         Called with rows read of all the orders, after every batch.
 
@@ -248,15 +261,15 @@ def read_orders(
     n_rows = sum(counts.n_rows(order) for order in wanted)
     done = 0
 
-    def told(batches: Iterator[NgramCounts]) -> Iterator[NgramCounts]:
+    def told(batches: Iterator[Batch]) -> Iterator[Batch]:
         nonlocal done
         for batch in batches:
             yield batch
-            done += batch.n_distinct
+            done += batch.n_distinct if isinstance(batch, NgramCounts) else len(batch)
             if progress is not None:
                 progress(done, n_rows)
 
-    return [(order, told(counts.batches(order))) for order in wanted]
+    return [(order, told(read(order))) for order in wanted]
 
 
 def whole_ngrams(batches: Iterable[NgramCounts]) -> Iterator[NgramCounts]:

@@ -1,14 +1,12 @@
-"""Counts on disk: a directory of sorted Parquet files and a manifest, `counts.json`.
+"""Counts on disk, opened: look-ups and streams over a directory of sorted Parquet files.
 
-Owns the directory's manifest and its reading. Knows no text and no tokenizer; a vocabulary is a digest and a size here.
+Owns the reading. Knows no text and no tokenizer; a vocabulary is a digest and a size here.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -16,120 +14,29 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from engram_tables.corpus import kernels
-from engram_tables.corpus.counts_writer import column_names, part_name, table_schema
+from engram_tables.corpus.counts_layout import column_names, footer_sha256, table_schema
+from engram_tables.corpus.counts_manifest import (
+    ANY_VERSION,
+    MANIFEST_NAME,
+    CorpusFigures,
+    CountsSubject,
+    read_manifest,
+    schema_of,
+)
 from engram_tables.corpus.ngram_counts import NO_NEXT, NgramCounts
 from engram_tables.corpus.outputs import refuse_foreign_output
+from engram_tables.corpus.sorted_rows import first_above, first_not_below
 from engram_tables.errors import InvalidInput, SpecMismatch
-from engram_tables.units import canonical_json
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-SCHEMA = "engram.counts/2"
-MANIFEST_NAME = "counts.json"
-_ANY_VERSION = "engram.counts/"
-_MAX_MANIFEST_BYTES = 1 << 28
 _OPEN_FILES = 64
 
 U32 = npt.NDArray[np.uint32]
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CountsSubject:
-    """What was counted, and how: the same for every part of one count, and what two counts must share to be merged.
-
-    Attributes
-    ----------
-    vocab_sha256, canonical_size, tokenizer_sha256
-        The vocabulary: the digest of its map, the bound of its canonical ids, and its tokenizer's digest.
-    next_size
-        Bound of the raw token that follows, where it was counted; 0 otherwise.
-    pad_id
-        Canonical id that stands before a document, where the windows that reach there were counted.
-    min_count
-        N-grams that occur less often were left out; order 1 is whole always.
-    """
-
-    vocab_sha256: str
-    canonical_size: int
-    tokenizer_sha256: str | None = None
-    next_size: int = 0
-    pad_id: int | None = None
-    min_count: int = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CorpusFigures:
-    """How much was counted: sums over documents, so that any division of a corpus gives the same."""
-
-    n_tokens: int = 0
-    n_documents: int = 0
-    n_dead: int = 0
-    read_bytes: int = 0
-    n_bad_lines: int = 0
-    replaced_bytes: int = 0
-
-    def __add__(self, other: CorpusFigures) -> CorpusFigures:
-        mine, theirs = asdict(self), asdict(other)
-        return CorpusFigures(**{name: mine[name] + theirs[name] for name in mine})
-
-
-def build_manifest(
-    subject: CountsSubject, figures: CorpusFigures, starts: I64, files: Iterable[Mapping[str, Any]]
-) -> dict[str, Any]:
-    """The manifest of finished files.
-
-    Parameters
-    ----------
-    starts
-        int64 (n_parts,): the first leading token of each part.
-    files
-        Entries as `RowWriter.close` gives them, with their `part`.
-    """
-    entries = sorted(files, key=lambda entry: (entry["order"], entry["part"]))
-    orders: dict[str, dict[str, int]] = {}
-    for entry in entries:
-        totals = orders.setdefault(str(entry["order"]), dict.fromkeys(_SUMS, 0))
-        for name in _SUMS:
-            totals[name] += entry.get(name, 0)
-    manifest = {
-        "schema": SCHEMA,
-        "vocabulary": {
-            "map_sha256": subject.vocab_sha256,
-            "canonical_size": subject.canonical_size,
-            "tokenizer_sha256": subject.tokenizer_sha256,
-        },
-        "corpus": asdict(figures),
-        "next": "raw" if subject.next_size else None,
-        "next_size": subject.next_size,
-        "pad_id": subject.pad_id,
-        "min_count": subject.min_count,
-        "part_starts": starts.tolist(),
-        "orders": orders,
-        "files": [
-            {
-                "name": part_name(entry["order"], entry["part"]),
-                "order": entry["order"],
-                "part": entry["part"],
-                "n_rows": entry["n_rows"],
-                "file_bytes": entry["file_bytes"],
-                "sha256": entry["sha256"],
-            }
-            for entry in entries
-        ],
-    }
-    return manifest | {"manifest_sha256": _manifest_digest(manifest)}
-
-
-_SUMS = ("n_rows", "n_distinct", "n_total", "dropped_distinct", "dropped_total")
-
-
-def manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
-    """The content of counts.json."""
-    return json.dumps(manifest, indent=2, sort_keys=True).encode() + b"\n"
 
 
 def refuse_output(directory: Path, *, force: bool) -> None:
@@ -142,17 +49,8 @@ def refuse_output(directory: Path, *, force: bool) -> None:
         force=force,
         what="counts directory",
         suggestion="counts",
-        is_ours=lambda found: _schema_of(found / MANIFEST_NAME).startswith(_ANY_VERSION),
+        is_ours=lambda found: schema_of(found / MANIFEST_NAME).startswith(ANY_VERSION),
     )
-
-
-def _schema_of(path: Path) -> str:
-    """The schema that a manifest states, or "" where nothing can be made out."""
-    try:
-        manifest = json.loads(path.read_bytes()) if path.stat().st_size <= _MAX_MANIFEST_BYTES else None
-    except (FileNotFoundError, IsADirectoryError, ValueError, RecursionError):
-        return ""
-    return str(manifest.get("schema")) if isinstance(manifest, dict) else ""
 
 
 def open_counts(directory: str | Path) -> Counts:
@@ -177,7 +75,7 @@ class Counts:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.manifest = _read_manifest(path)
+        self.manifest = read_manifest(path)
         self.row_groups_read = 0
         self.orders: tuple[int, ...] = tuple(sorted(int(order) for order in self.manifest["orders"]))
         self._part_starts = np.array(self.manifest["part_starts"], dtype=np.int64)
@@ -269,6 +167,14 @@ class Counts:
             for group in range(file.n_groups):
                 yield file.read(group)
 
+    def counts_of(self, order: int) -> Iterator[U64]:
+        """uint64 (n_rows,) for each row group: how often its rows occur; no other column is read."""
+        self._check_order(order)
+        for part in range(len(self._part_starts)):
+            file = self._part(order, part)
+            for group in range(file.n_groups):
+                yield file.read_counts(group)
+
     def load(self, order: int) -> NgramCounts:
         """All rows of an order, in memory: (4 x order + 8) bytes each, 8 more with a following token."""
         n_rows, row = self.n_rows(order), 0
@@ -302,9 +208,9 @@ class Counts:
         for file, mine in self._files_of(wanted):
             for group in file.groups_of(wanted[mine]):
                 rows = self._read(file, group)
-                totals = result[mine]
-                kernels.add_equal(rows.columns, rows.counts, np.ascontiguousarray(wanted[mine]), totals)
-                result[mine] = totals
+                first, stop = first_not_below(rows.columns, wanted[mine]), first_above(rows.columns, wanted[mine])
+                before = np.concatenate([[np.uint64(0)], np.cumsum(rows.counts)])
+                result[mine] += before[stop] - before[first]
         return result
 
     def following(self, ngram: npt.ArrayLike) -> tuple[I64, U64]:
@@ -393,10 +299,7 @@ class _PartFile:
     def read(self, group: int) -> NgramCounts:
         import pyarrow as pa
 
-        try:
-            table = self._file.read_row_group(group, use_threads=False)
-        except (pa.ArrowException, OSError) as error:
-            raise _damaged(self._path, f"row group {group} cannot be read ({_first_line(error)})") from None
+        table = self._table(group)
         columns = np.empty((self._order, table.num_rows), dtype=np.uint32)
         for place, name in enumerate(column_names(self._order)):
             columns[place] = table[name].to_numpy()
@@ -405,6 +308,18 @@ class _PartFile:
             following = table["next_token"].cast(pa.int64()).fill_null(NO_NEXT).to_numpy()
         return NgramCounts(order=self._order, columns=columns, counts=table["count"].to_numpy(), next_tokens=following)
 
+    def read_counts(self, group: int) -> U64:
+        counts: U64 = self._table(group, ["count"])["count"].to_numpy()
+        return counts
+
+    def _table(self, group: int, columns: list[str] | None = None) -> pa.Table:
+        import pyarrow as pa
+
+        try:
+            return self._file.read_row_group(group, columns=columns, use_threads=False)
+        except (pa.ArrowException, OSError) as error:
+            raise _damaged(self._path, f"row group {group} cannot be read ({_first_line(error)})") from None
+
     def groups_of(self, ngrams: U32) -> list[int]:
         """Row groups that may hold one of the n-grams, ascending."""
         if not self.n_groups:
@@ -412,20 +327,7 @@ class _PartFile:
         lowest, highest = self._bounds
         # Groups whose bounds enclose an n-gram: from the first that does not end below it to the last that does not
         # begin above it. Bounds are looser than the groups, so there may be several.
-        first, last = np.empty((2, len(ngrams)), dtype=np.int64)
-        wanted = np.ascontiguousarray(ngrams)
-        kernels.lower_bounds(highest, wanted, first)
-        kernels.lower_bounds(lowest, wanted, last)
-        # Several groups may begin with the very n-gram.
-        while (equal := self._begins(wanted, last)).any():
-            last += equal
-        return _groups_between(first, last - 1, self.n_groups)
-
-    def _begins(self, ngrams: U32, groups: I64) -> npt.NDArray[np.bool_]:
-        inside = groups < self.n_groups
-        lowest = self._bounds[0][:, np.minimum(groups, self.n_groups - 1)]
-        equal: npt.NDArray[np.bool_] = (ngrams == lowest.T).all(axis=1)
-        return inside & equal
+        return _groups_between(first_not_below(highest, ngrams), first_above(lowest, ngrams) - 1, self.n_groups)
 
     @cached_property
     def _bounds(self) -> tuple[U32, U32]:
@@ -455,40 +357,6 @@ def _groups_between(first: I64, last: I64, n_groups: int) -> list[int]:
     return groups
 
 
-def _manifest_digest(manifest: dict[str, Any]) -> str:
-    body = {key: value for key, value in manifest.items() if key != "manifest_sha256"}
-    return hashlib.sha256(canonical_json(body)).hexdigest()
-
-
-def _read_manifest(directory: Path) -> dict[str, Any]:
-    path = directory / MANIFEST_NAME
-    if not path.is_file():
-        raise InvalidInput(
-            f"{directory}: no {MANIFEST_NAME} there, so this is no counts directory; make one with `engram count`"
-        )
-    if path.stat().st_size > _MAX_MANIFEST_BYTES:
-        raise InvalidInput(f"{path}: {path.stat().st_size:,} bytes, expected a manifest of a few thousand")
-    try:
-        manifest: Any = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise InvalidInput(
-            f"{path}: not JSON ({error}), expected the manifest of `engram count`; count again"
-        ) from None
-    schema = manifest.get("schema") if isinstance(manifest, dict) else None
-    if not isinstance(manifest, dict) or schema != SCHEMA:
-        raise InvalidInput(f"{path}: found schema {schema!r}, expected {SCHEMA!r}; count again with this version")
-    try:
-        digest = _manifest_digest(manifest)
-    except (TypeError, RecursionError):
-        digest = "undefined"
-    if manifest.get("manifest_sha256") != digest:
-        raise InvalidInput(
-            f"{path}: its content has SHA-256 {digest}, it says {manifest.get('manifest_sha256')!r}; "
-            "it was changed or damaged: copy it again or count again"
-        )
-    return manifest
-
-
 def _check_file(path: Path, entry: Mapping[str, Any]) -> None:
     if not path.is_file():
         raise _damaged(path, "the file is missing")
@@ -500,6 +368,9 @@ def _open_part(path: Path, entry: Mapping[str, Any], *, has_next: bool) -> pq.Pa
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    found_sha256 = footer_sha256(path)
+    if found_sha256 != entry["footer_sha256"]:
+        raise _damaged(path, f"its footer has SHA-256 {found_sha256}, expected {entry['footer_sha256']}")
     try:
         file = pq.ParquetFile(path, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:

@@ -13,16 +13,14 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from engram_tables.corpus.counts_layout import footer_sha256, table_schema
 from engram_tables.corpus.ngram_counts import NO_NEXT, NgramCounts
 from engram_tables.corpus.unpacking import RowSink, named_columns
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 PART_TOKENS = 1 << 22
 """Occurrences of leading tokens that a part holds, unless one token alone has more."""
@@ -32,25 +30,6 @@ ROW_GROUP_ROWS = 1 << 17
 U32 = npt.NDArray[np.uint32]
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
-
-
-def column_names(order: int) -> list[str]:
-    """The token columns of an order, oldest first.
-
-    >>> column_names(3)
-    ['back_2', 'back_1', 'back_0']
-    """
-    return [f"back_{back}" for back in reversed(range(order))]
-
-
-def table_schema(order: int, *, has_next: bool) -> pa.Schema:
-    """The columns of an order's files."""
-    import pyarrow as pa
-
-    fields = [pa.field(name, pa.uint32(), nullable=False) for name in column_names(order)]
-    if has_next:
-        fields.append(pa.field("next_token", pa.uint32(), nullable=True))
-    return pa.schema([*fields, pa.field("count", pa.uint64(), nullable=False)])
 
 
 def part_starts(occurrences: I64) -> I64:
@@ -67,11 +46,6 @@ def part_starts(occurrences: I64) -> I64:
     passed = before // PART_TOKENS
     begins = tokens[1:][passed[1:] != passed[:-1]]
     return np.concatenate([[0], begins]).astype(np.int64)
-
-
-def part_name(order: int, part: int) -> str:
-    """A file's name inside the counts directory."""
-    return f"order-{order}/part-{part:05}.parquet"
 
 
 class OrderFile:
@@ -209,6 +183,7 @@ class RowWriter:
             "order": self._order,
             "file_bytes": self._path.stat().st_size,
             "sha256": digest,
+            "footer_sha256": footer_sha256(self._path),
             "n_rows": self._n_rows,
             "n_distinct": self._n_distinct,
             "n_total": self._n_total,

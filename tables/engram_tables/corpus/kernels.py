@@ -227,7 +227,9 @@ def count_rows(windows: U64, drop: int, token_bits: int, next_bits: int) -> np.i
 
 
 @njit(cache=True, nogil=True)
-def shorten_runs(keys: U64, totals: U32, n_keys: int, drop: int, open_run: U64, out_keys: U64, out_totals: U64) -> np.int64:
+def shorten_runs(
+    keys: U64, totals: U32, n_keys: int, drop: int, open_run: U64, out_keys: U64, out_totals: U64
+) -> np.int64:
     """Make the sorted `keys` shorter by `drop` bits and add up those that become equal.
 
     Parameters
@@ -306,7 +308,7 @@ def unpack_rows(
     past, least = np.uint64(next_bits), np.uint64(min_count)
     sentinel = (np.uint64(1) << np.uint64(token_bits)) - np.uint64(1)
     next_row = np.uint64(row)
-    zero = np.uint64(0)
+    zero: np.uint64 = np.uint64(0)
     for start in range(zero, np.uint64(n_keys), np.uint64(BLOCK_KEYS)):
         stop = min(start + np.uint64(BLOCK_KEYS), np.uint64(n_keys))
         n_out = zero
@@ -314,7 +316,8 @@ def unpack_rows(
             is_past = ((keys[at] >> past) & sentinel) == sentinel
             n_out += np.uint64(is_past | (np.uint64(totals[at]) < least))
         if n_out == zero:
-            _unpack_block(keys, totals, start, stop, leading, n, token_bits, next_bits, columns, out_totals, next_row)
+            begin = np.uint64(start)
+            _unpack_block(keys, totals, begin, stop, leading, n, token_bits, next_bits, columns, out_totals, next_row)
             next_row += stop - start
             continue
         n_rows = zero
@@ -362,63 +365,3 @@ def _unpack_block(
         low = (np.uint64(1) << past) - np.uint64(1)
         for at in range(stop - start):
             columns[n, row + at] = np.uint32(keys[start + at] & low)
-
-
-@njit(cache=True, nogil=True)
-def add_equal(columns: U32, counts: U64, ngrams: U32, totals: U64) -> None:
-    """Add to each n-gram's total the counts of the columns of `columns` that equal it.
-
-    Parameters
-    ----------
-    columns
-        uint32 (order, n_columns), ascending, compared from row 0 down; equal ones stand side by side.
-    counts
-        uint64 (n_columns,).
-    ngrams
-        uint32 (n_ngrams, order).
-    totals
-        uint64 (n_ngrams,), added to.
-    """
-    for which in range(ngrams.shape[0]):
-        at = _lower_bound(columns, ngrams[which])
-        while at < columns.shape[1] and _compare(columns, at, ngrams[which]) == 0:
-            totals[which] += counts[at]
-            at += 1
-
-
-@njit(cache=True, nogil=True)
-def _compare(columns: U32, at: int, ngram: U32) -> int:
-    for place in range(columns.shape[0]):
-        if columns[place, at] != ngram[place]:
-            return -1 if columns[place, at] < ngram[place] else 1
-    return 0
-
-
-@njit(cache=True, nogil=True)
-def _lower_bound(columns: U32, ngram: U32) -> int:
-    low = 0
-    high = columns.shape[1]
-    while low < high:
-        middle = (low + high) // 2
-        if _compare(columns, middle, ngram) < 0:
-            low = middle + 1
-        else:
-            high = middle
-    return low
-
-
-@njit(cache=True, nogil=True)
-def lower_bounds(columns: U32, ngrams: U32, rows: I64) -> None:
-    """For each n-gram the first column of `columns` that is not below it, compared from row 0 down.
-
-    Parameters
-    ----------
-    columns
-        uint32 (order, n_columns), ascending.
-    ngrams
-        uint32 (n_ngrams, order).
-    rows
-        int64 (n_ngrams,), written: 0 to n_columns.
-    """
-    for which in range(ngrams.shape[0]):
-        rows[which] = _lower_bound(columns, ngrams[which])

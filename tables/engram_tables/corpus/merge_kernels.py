@@ -70,7 +70,9 @@ def _cut(keys: U64, cursors: I64, stops: I64, share: int, n_words: int) -> tuple
 
 
 @njit(cache=True, nogil=True)
-def _merge_two(words: U64, counts: U64, first: int, second: int, stop: int, out_words: U64, out_counts: U64) -> np.int64:
+def _merge_two(
+    words: U64, counts: U64, first: int, second: int, stop: int, out_words: U64, out_counts: U64
+) -> np.int64:
     """Merge [first, second) and [second, stop) of one array into another at `first`; equal keys become one."""
     one, two, out = np.uint64(first), np.uint64(second), np.uint64(first)
     one_stop, two_stop = np.uint64(second), np.uint64(stop)

@@ -46,6 +46,12 @@ RETRIES = 8
 """Times that a task is run again after its worker has died."""
 CONNECT_TIMEOUT_S = 5.0
 GOODBYE_TIMEOUT_S = 10.0
+_STARTING = {
+    # A cluster that we start reports nothing to Ray's makers.
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray starts half a dozen Python processes at once; on a busy machine of few cores 30 seconds are not enough.
+    "RAY_raylet_start_wait_time_s": "180",
+}
 
 
 def count_on_ray(
@@ -218,10 +224,10 @@ def _on_worker(name: str, version: str) -> Any:
     """
 
     def task(*arguments: Any) -> Iterator[Any]:
+        import importlib
         import socket
 
-        import ray
-
+        ray = importlib.import_module("ray")
         node = f"{socket.gethostname()} ({ray.util.get_node_ip_address()})"
         try:
             import engram_tables
@@ -290,11 +296,11 @@ def _connected(ray: Any, address: str | None, threads: int | None) -> Iterator[b
     else:
         _look_for(address)
     try:
-        with _unreported():
+        with _starting():
             try:
                 ray.init(address="local" if address is None else address, **told)
             except Exception as error:
-                # Ray raises a plain Exception too, where a machine is too busy to start it within 30 seconds.
+                # Ray raises a plain Exception too, where a machine is too busy to start it in time.
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 raise BackendUnavailable(_no_cluster(address, reason)) from error
         yield False
@@ -305,17 +311,15 @@ def _connected(ray: Any, address: str | None, threads: int | None) -> Iterator[b
 
 
 @contextmanager
-def _unreported() -> Iterator[None]:
-    """A cluster started in this block reports nothing to Ray's makers, unless the user has it so."""
-    name = "RAY_USAGE_STATS_ENABLED"
-    if name in os.environ:
-        yield
-        return
-    os.environ[name] = "0"
+def _starting() -> Iterator[None]:
+    """Ray's settings that are read from the environment; what the user has set there stays."""
+    wanted = {name: value for name, value in _STARTING.items() if name not in os.environ}
+    os.environ.update(wanted)
     try:
         yield
     finally:
-        os.environ.pop(name, None)
+        for name in wanted:
+            os.environ.pop(name, None)
 
 
 def _look_for(address: str) -> None:
@@ -341,8 +345,9 @@ def _no_cluster(address: str | None, reason: str) -> str:
             "the machine is less busy, or use the engine local"
         )
     return (
-        f"Ray at {address}: found no cluster that answers ({reason}), expected its head; start one with `ray start "
-        "--head`, look at `ray status` there, or give no address for a local one"
+        f"Ray at {address}: found no cluster that lets this process in ({reason}), expected its head; start one with "
+        "`ray start --head`, set RAY_AUTH_MODE=token if the cluster asks for a token, or give no address for a local "
+        "one"
     )
 
 

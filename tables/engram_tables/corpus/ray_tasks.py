@@ -19,7 +19,7 @@ from engram_tables.address.vocabulary import Vocabulary
 from engram_tables.corpus.chunks import TokenSource
 from engram_tables.corpus.count_work import count_positions
 from engram_tables.corpus.counting import Strand, Workspace
-from engram_tables.corpus.counts_store import CountsSubject
+from engram_tables.corpus.counts_manifest import CountsSubject
 from engram_tables.corpus.runs import Run, merge_to_run
 from engram_tables.corpus.token_store import TokenStore, is_token_store, open_tokens
 from engram_tables.errors import InvalidInput
@@ -98,7 +98,7 @@ def merge_parts(_node: str, pickled_job: bytes, *parts: Part) -> Iterator[Part]:
     """
     job: CountJob = pickle.loads(pickled_job)
     n_each = 1 + len(job.wound)
-    yield np.sum(np.stack(parts[::n_each]), axis=0)  # type: ignore[arg-type]
+    yield np.sum(np.stack(parts[::n_each]), axis=0)
     yield from _travelling(
         merge_to_run([arrived(strand, arrays) for arrays in parts[number::n_each]])
         for number, strand in enumerate(job.wound, start=1)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 MAX_ORDER = 5
 MAX_CANONICAL_SIZE = 2**20
+_LEAST_FREE_BITS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +54,8 @@ class WindowForm:
 
     @property
     def n_words(self) -> int:
-        """64-bit words of a key: 1 if all but the leading token fits 63 bits, else 2."""
-        return 1 if self.key_bits - self.token_bits < 64 else 2
+        """64-bit words of a key: 1 if a few bits are left for the leading token, so that its blocks are not too many."""
+        return 1 if self.key_bits - self.token_bits <= 64 - _LEAST_FREE_BITS else 2
 
     @property
     def free_bits(self) -> int:
