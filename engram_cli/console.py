@@ -60,8 +60,9 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         except MemoryError as error:
             _stop(error, Exit.MACHINE_CANNOT)
         except KeyboardInterrupt as error:
-            print("interrupted: temporary files are removed", file=sys.stderr)
-            for note in getattr(error, "__notes__", ()):
+            notes = getattr(error, "__notes__", ())
+            print("interrupted" if notes else "interrupted: temporary files are removed", file=sys.stderr)
+            for note in notes:
                 print(f"  {note}", file=sys.stderr)
             raise typer.Exit(Exit.INTERRUPTED) from None
         finally:

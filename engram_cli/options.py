@@ -54,7 +54,7 @@ Exclude = Annotated[
 CorpusPaths = Annotated[
     list[str],
     typer.Argument(
-        metavar="CORPUS...",
+        metavar="CORPUS",
         help="Files, directories, patterns ('data/**/*.jsonl'), URLs, and - for standard input.",
         show_default=False,
     ),

@@ -346,7 +346,7 @@ def _show_statistics(found: Sequence[OrderStatistics]) -> None:
 def merge(
     inputs: Annotated[
         list[Path],
-        typer.Argument(metavar="COUNTS...", help="Counts directories of one vocabulary.", show_default=False),
+        typer.Argument(metavar="COUNTS", help="Counts directories of one vocabulary.", show_default=False),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The counts directory to write.")],
     min_count: Annotated[

@@ -119,13 +119,8 @@ def tokenize(
     if dry_run:
         _show_plan(plan, json_lines=json_lines)
         return
-    try:
-        with progress("tokenising", "B") as hook:
-            done = run_tokenize(plan, workers=workers, force=force, restart=restart, progress=hook)
-    except KeyboardInterrupt as error:
-        for note in getattr(error, "__notes__", ()):
-            say(note)
-        raise
+    with progress("tokenising", "B") as hook:
+        done = run_tokenize(plan, workers=workers, force=force, restart=restart, progress=hook)
     _narrate(done)
     record = _record(plan, done)
     if json_lines:

@@ -9,7 +9,11 @@ import typer
 
 from engram_cli.console import emit, progress, say, show, show_table
 from engram_cli.options import (
+    CorpusFormat,
     CorpusPaths,
+    DeadField,
+    DecodeErrorsChoice,
+    DocumentEnd,
     DryRun,
     Eos,
     Exclude,
@@ -20,12 +24,15 @@ from engram_cli.options import (
     LayerIds,
     ModelPath,
     Preset,
+    RequestField,
+    SkipBad,
     SpecFile,
     Threads,
+    TokenDtype,
     VocabFile,
 )
 from engram_cli.spec_source import resolve_with_vocabulary
-from engram_tables.corpus.documents import ReadOptions
+from engram_tables.corpus.documents import DecodeErrors, ReadOptions
 from engram_tables.corpus.trace_contents import Store
 from engram_tables.units import format_bytes, parse_bytes
 
@@ -56,7 +63,14 @@ def trace(
     threads: Threads = None,
     glob: Glob = "*",
     exclude: Exclude = None,
+    format: CorpusFormat = None,
     field: Field = "text",
+    request_field: RequestField = None,
+    dead_field: DeadField = None,
+    document_end: DocumentEnd = None,
+    dtype: TokenDtype = None,
+    decode_errors: DecodeErrorsChoice = DecodeErrors.STRICT,
+    skip_bad: SkipBad = 0,
     force: Force = False,
     dry_run: DryRun = False,
     json_lines: JsonFlag = False,
@@ -93,7 +107,16 @@ def trace(
             vocabulary=vocabulary,
             glob=glob,
             exclude=exclude or (),
-            options=ReadOptions(field=field),
+            options=ReadOptions(
+                format=format,
+                field=field,
+                request_field=request_field,
+                dead_field=dead_field,
+                document_end=document_end,
+                bin_dtype=dtype,
+                decode_errors=decode_errors,
+                skip_bad=skip_bad,
+            ),
             workers=threads,
             progress=hook,
         ) as source,

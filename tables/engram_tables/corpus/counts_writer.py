@@ -64,7 +64,8 @@ class OrderFile:
         self._next_size = next_size
         self._sieve = _Sieve(least_total) if least_total > 1 else None
         n_columns = order + bool(next_size)
-        n_rows = ROW_GROUP_ROWS + room + least_total
+        # Rows that wait are of one n-gram, each with another follower.
+        n_rows = ROW_GROUP_ROWS + room + min(least_total, next_size + 1)
         self.sink = RowSink(np.empty((n_columns, n_rows), dtype=np.uint32), np.empty(n_rows, np.uint64))
         self.writer = RowWriter(path, order, has_next=bool(next_size))
 
