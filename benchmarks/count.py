@@ -40,7 +40,7 @@ TOUCHED_BYTES = 1 << 30
 class StageClock:
     """Wall time of each stage of one count, by wrapping the library's steps: the library has no clock.
 
-    `STEPS` names functions of `engram_tables.corpus.counting`; a step that is not there has no time in the record.
+    `STEPS` names functions of `engram_tables.corpus.counts.counting`; a step that is not there has no time in the record.
     """
 
     STEPS: ClassVar = {
@@ -54,7 +54,7 @@ class StageClock:
     INSIDE_SORT = ("histograms", "partition", "scatter")
 
     def __init__(self) -> None:
-        from engram_tables.corpus import counting
+        from engram_tables.corpus.counts import counting
 
         self.elapsed_ns: dict[str, int] = {}
         for stage, name in self.STEPS.items():

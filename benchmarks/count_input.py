@@ -194,7 +194,7 @@ def prepare(args: argparse.Namespace, directory: Path, *, with_store: bool = Fal
         if args.tokens and not args.first:
             (directory / "tokens").symlink_to(args.tokens.resolve())
         else:
-            from engram_tables.corpus.token_shards import write_tokens
+            from engram_tables.corpus.tokens.token_shards import write_tokens
 
             documents = (ids[start:stop] for start, stop in pairwise(starts.tolist()))
             size = vocabulary.token_count
@@ -214,7 +214,7 @@ def _given_tokens(args: argparse.Namespace) -> Tokens:
         ids = np.load(args.ids).astype(np.uint32, copy=False)
         starts = np.load(args.starts) if args.starts else np.array([0, len(ids)])
         return ids, starts, vocabulary, {"corpus": args.ids.name, "corpus_sha256": None}
-    from engram_tables.corpus.token_store import open_tokens
+    from engram_tables.corpus.tokens.token_store import open_tokens
 
     if vocabulary is None:
         raise SystemExit("--tokens holds token ids: give the --vocab that maps them")
@@ -228,8 +228,8 @@ def _given_tokens(args: argparse.Namespace) -> Tokens:
 
 def _tokenized_text(args: argparse.Namespace) -> Tokens:
     from engram_tables.address.vocabulary import build_vocabulary
-    from engram_tables.corpus.readers import find_documents
-    from engram_tables.corpus.tokens import tokenize_documents
+    from engram_tables.corpus.reading.readers import find_documents
+    from engram_tables.corpus.tokens.token_stream import tokenize_documents
 
     vocabulary = build_vocabulary(args.tokenizer)
     # Only the library itself: what is installed beside it differs from machine to machine.

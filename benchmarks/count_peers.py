@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.count_input import Input, reference
-from engram_tables.corpus.counting import Workspace, count_ngrams
+from engram_tables.corpus.counts.counting import Workspace, count_ngrams
 
 Array = npt.NDArray[Any]
 WARM_UP_TOKENS = 1 << 16

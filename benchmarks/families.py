@@ -31,8 +31,8 @@ from engram_tables.address import reference
 from engram_tables.address.hashing import hash_tokens
 from engram_tables.address.spec import AddressSpec
 from engram_tables.address.vocabulary import Vocabulary, build_vocabulary
-from engram_tables.corpus.readers import find_documents
-from engram_tables.corpus.tokens import tokenize_documents
+from engram_tables.corpus.reading.readers import find_documents
+from engram_tables.corpus.tokens.token_stream import tokenize_documents
 from engram_tables.measure.environment import command_line, describe
 from engram_tables.measure.timing import Case, interleave
 from engram_tables.threads import run_slices

@@ -27,10 +27,10 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from engram_tables.corpus import added_kernels, pretoken_kernels
-from engram_tables.corpus.encoders import Encoder, ScanEncoder, make_encoder
-from engram_tables.corpus.readers import find_documents
-from engram_tables.corpus.scan_memory import PADDING
+from engram_tables.corpus.reading.readers import find_documents
+from engram_tables.corpus.tokens import added_kernels, pretoken_kernels
+from engram_tables.corpus.tokens.encoders import Encoder, ScanEncoder, make_encoder
+from engram_tables.corpus.tokens.scan_memory import PADDING
 from engram_tables.threads import resolve_threads, run_slices
 
 CHECK_FOUND = 6

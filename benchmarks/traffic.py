@@ -32,10 +32,10 @@ from engram_tables.address.hashing import hash_tokens
 from engram_tables.address.presets import load_spec
 from engram_tables.address.spec import AddressSpec
 from engram_tables.address.vocabulary import Vocabulary, build_vocabulary
-from engram_tables.corpus.readers import find_documents
-from engram_tables.corpus.token_addresses import KeyMaker, TokenAddresses, see_back
-from engram_tables.corpus.tokens import TokenStream, tokenize_documents
-from engram_tables.corpus.traffic import Traffic, measure_traffic
+from engram_tables.corpus.reading.readers import find_documents
+from engram_tables.corpus.tokens.token_stream import TokenStream, tokenize_documents
+from engram_tables.corpus.traffic.row_traffic import Traffic, measure_traffic
+from engram_tables.corpus.traffic.token_addresses import KeyMaker, TokenAddresses, see_back
 from engram_tables.threads import resolve_threads, run_slices
 from engram_tables.units import format_bytes, parse_bytes
 

@@ -11,14 +11,14 @@ from engram_tables.units import format_bytes
 
 if TYPE_CHECKING:
     from engram_tables.address.vocabulary import Vocabulary
-    from engram_tables.corpus.count_corpus import CountedCorpus
-    from engram_tables.corpus.counts_query import CountedNgram
+    from engram_tables.corpus.counts.count_corpus import CountedCorpus
+    from engram_tables.corpus.counts.counts_query import CountedNgram
 
 
 def top_of(output: Path, vocabulary: Vocabulary | None, k: int) -> dict[int, list[CountedNgram]]:
     """The most frequent n-grams of each order."""
-    from engram_tables.corpus.counts_query import top_ngrams
-    from engram_tables.corpus.counts_store import open_counts
+    from engram_tables.corpus.counts.counts_query import top_ngrams
+    from engram_tables.corpus.counts.counts_store import open_counts
 
     with open_counts(output) as counts:
         return dict(top_ngrams(counts, k, vocabulary=vocabulary)) if k else {order: [] for order in counts.orders}

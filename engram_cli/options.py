@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from engram_tables.corpus.documents import BinDtype, DecodeErrors, Format
+from engram_tables.corpus.reading.documents import BinDtype, DecodeErrors, Format
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line, instead of tables.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output, in one step.")]

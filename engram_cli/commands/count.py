@@ -29,12 +29,12 @@ from engram_cli.options import (
     Threads,
     TokenDtype,
 )
-from engram_tables.corpus.documents import DecodeErrors, ReadOptions
+from engram_tables.corpus.reading.documents import DecodeErrors, ReadOptions
 from engram_tables.errors import InvalidInput
 from engram_tables.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
-    from engram_tables.corpus.count_corpus import CountPlan
+    from engram_tables.corpus.counts.count_corpus import CountPlan
 
 
 def count(
@@ -103,7 +103,7 @@ def count(
       zcat dump.gz | engram count - --vocab v4.vocab.parquet -o counts --json | jq .orders
     """
     from engram_tables.address.vocabulary import load_vocabulary
-    from engram_tables.corpus.count_corpus import Engine, plan_count, run_count
+    from engram_tables.corpus.counts.count_corpus import Engine, plan_count, run_count
     from engram_tables.corpus.outputs import refuse_overlap
 
     if engine not in ("local", "ray"):

@@ -16,9 +16,9 @@ from engram_tables.units import parse_integers
 
 if TYPE_CHECKING:
     from engram_tables.address.vocabulary import Vocabulary
-    from engram_tables.corpus.counts_query import CountedNgram, LookedUp, NextToken
-    from engram_tables.corpus.counts_stats import OrderStatistics
-    from engram_tables.corpus.counts_store import Counts
+    from engram_tables.corpus.counts.counts_query import CountedNgram, LookedUp, NextToken
+    from engram_tables.corpus.counts.counts_stats import OrderStatistics
+    from engram_tables.corpus.counts.counts_store import Counts
 
 CountsPath = Annotated[
     Path, typer.Argument(metavar="COUNTS", help="A counts directory of `engram count`.", show_default=False)
@@ -57,8 +57,8 @@ def top(
       engram counts top counts --order 3 -k 100 --json | jq -r '[.count, (.ids | join(" "))] | @tsv'
       engram counts top counts --order 2 --by-next --vocab v4.vocab.parquet
     """
-    from engram_tables.corpus.counts_query import top_ngrams
-    from engram_tables.corpus.counts_store import open_counts
+    from engram_tables.corpus.counts.counts_query import top_ngrams
+    from engram_tables.corpus.counts.counts_store import open_counts
 
     vocabulary = _vocabulary(vocab)
     with open_counts(counts) as opened, progress("reading", "rows") as watch:
@@ -112,8 +112,8 @@ def get(
       engram counts get counts "in the beginning was the word" --orders 2,3 --vocab v4.vocab.parquet
       engram counts get counts --ids 3,15 --ids 15,3 --json | jq .ngrams[].count
     """
-    from engram_tables.corpus.counts_query import look_up_ids, look_up_texts
-    from engram_tables.corpus.counts_store import open_counts
+    from engram_tables.corpus.counts.counts_query import look_up_ids, look_up_texts
+    from engram_tables.corpus.counts.counts_store import open_counts
 
     if bool(texts) == bool(ids):
         raise typer.BadParameter("give texts or --ids, and not both")
@@ -216,11 +216,11 @@ def stats(
       engram counts stats counts --orders 2,3 --plot zipf.svg
       engram counts stats counts --json | jq '{order, unseen_mass, s: .power_law.rank_exponent}'
     """
-    from engram_tables.corpus.counts_stats import count_statistics
-    from engram_tables.corpus.counts_store import open_counts
+    from engram_tables.corpus.counts.counts_stats import count_statistics
+    from engram_tables.corpus.counts.counts_store import open_counts
 
     if plot is not None:
-        from engram_tables.corpus.counts_plot import check_plot
+        from engram_tables.corpus.counts.counts_plot import check_plot
 
         check_plot(plot, force=force)
     with open_counts(counts) as opened, progress("reading", "rows") as watch:
@@ -230,7 +230,7 @@ def stats(
             opened, "lower counts are missing: no singletons, no unseen mass, and a law at most from that count on"
         )
     if plot is not None:
-        from engram_tables.corpus.counts_plot import write_plot
+        from engram_tables.corpus.counts.counts_plot import write_plot
 
         write_plot(plot, found, title=f"{counts.resolve().name}: how often n-grams occur", force=force)
     if json:
@@ -369,7 +369,7 @@ def merge(
       engram counts merge monday tuesday wednesday -o week
       engram counts merge part-*/ --min-count 3 --top 10 --vocab v4.vocab.parquet -o counts
     """
-    from engram_tables.corpus.counts_merge import merge_counts
+    from engram_tables.corpus.counts.counts_merge import merge_counts
 
     merged = merge_counts(
         inputs, output=output, min_count=min_count, threads=threads, restart=restart, force=force, stage=progress

@@ -45,7 +45,7 @@ def inspect_ngram(
       engram inspect ngram ./table "of the" --orders 2 --json | jq .rows[].row
     """
     from engram_tables import load_vocabulary, open_table
-    from engram_tables.corpus.counts_store import open_counts
+    from engram_tables.corpus.counts.counts_store import open_counts
     from engram_tables.inspect.ngram import inspect_ngrams
 
     with open_table(table) as opened:

@@ -24,12 +24,12 @@ from engram_cli.options import (
     SkipBad,
     TokenDtype,
 )
-from engram_tables.corpus.documents import DecodeErrors, ReadOptions
+from engram_tables.corpus.reading.documents import DecodeErrors, ReadOptions
 from engram_tables.units import format_bytes
 
 if TYPE_CHECKING:
     from engram_tables.address.vocabulary import Vocabulary
-    from engram_tables.corpus.tokenize_corpus import TokenizedCorpus, TokenizePlan
+    from engram_tables.corpus.tokens.tokenize_corpus import TokenizedCorpus, TokenizePlan
 
 _SHOWN_BAD_LINES = 5
 
@@ -89,7 +89,7 @@ def tokenize(
       engram tokenize requests.jsonl --request-field id --vocab v4.vocab.parquet -o tokens --json | jq .n_tokens
       engram tokenize train.bin --dtype uint16 --document-end 0 --tokenizer ./my-model -o tokens
     """
-    from engram_tables.corpus.tokenize_corpus import plan_tokenize, run_tokenize
+    from engram_tables.corpus.tokens.tokenize_corpus import plan_tokenize, run_tokenize
 
     if (vocab is None) == (tokenizer is None):
         raise typer.BadParameter("give exactly one of --vocab and --tokenizer")

@@ -32,13 +32,13 @@ from engram_cli.options import (
     VocabFile,
 )
 from engram_cli.spec_source import resolve_with_vocabulary
-from engram_tables.corpus.documents import DecodeErrors, ReadOptions
-from engram_tables.corpus.trace_contents import Store
+from engram_tables.corpus.reading.documents import DecodeErrors, ReadOptions
+from engram_tables.corpus.traffic.trace_contents import Store
 from engram_tables.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
-    from engram_tables.corpus.trace_writer import TracedTokens, TracePlan
-    from engram_tables.corpus.traffic import HeadTraffic, Traffic
+    from engram_tables.corpus.traffic.row_traffic import HeadTraffic, Traffic
+    from engram_tables.corpus.traffic.trace_writer import TracedTokens, TracePlan
 
 
 def trace(
@@ -91,8 +91,8 @@ def trace(
     """
     from engram_tables.address.vocabulary import load_vocabulary
     from engram_tables.corpus.outputs import refuse_overlap
-    from engram_tables.corpus.tokenize_corpus import tokens_of
-    from engram_tables.corpus.trace_writer import plan_trace, run_trace
+    from engram_tables.corpus.tokens.tokenize_corpus import tokens_of
+    from engram_tables.corpus.traffic.trace_writer import plan_trace, run_trace
 
     vocabulary = None if vocab is None else load_vocabulary(vocab)
     resolved = resolve_with_vocabulary(
@@ -208,7 +208,7 @@ def _record(plan: TracePlan, traced: TracedTokens) -> dict[str, Any]:
 
 
 def _head_record(head: HeadTraffic) -> dict[str, Any]:
-    from engram_tables.corpus.traffic import HOTTEST
+    from engram_tables.corpus.traffic.row_traffic import HOTTEST
 
     touched, dispersion = head.touched_expected, head.dispersion
     return {

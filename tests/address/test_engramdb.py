@@ -12,8 +12,8 @@ import pytest
 
 from engram_tables import load_spec
 from engram_tables.address.vocabulary import Vocabulary
-from engram_tables.corpus.readers import find_documents
-from engram_tables.corpus.tokens import tokenize_documents
+from engram_tables.corpus.reading.readers import find_documents
+from engram_tables.corpus.tokens.token_stream import tokenize_documents
 
 N_TOKENS = 1_000_000
 END_OF_SEQUENCE = 248_044

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
-from engram_tables.corpus.readers import (
+from engram_tables.corpus.reading.readers import (
     Corpus,
     Document,
     ReadOptions,

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from engram_tables.address.vocabulary import Rule, Vocabulary
-from engram_tables.corpus import count_work, counts_writer, runs, unpacking
-from engram_tables.corpus.count_corpus import CountedCorpus, plan_count, run_count
-from engram_tables.corpus.token_shards import write_tokens
-from engram_tables.corpus.token_store import DEAD
+from engram_tables.corpus.counts import count_work, counts_writer, runs, unpacking
+from engram_tables.corpus.counts.count_corpus import CountedCorpus, plan_count, run_count
+from engram_tables.corpus.tokens.token_shards import write_tokens
+from engram_tables.corpus.tokens.token_store import DEAD
 
 Documents = Sequence[Sequence[int | None]]
 

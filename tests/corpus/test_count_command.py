@@ -19,12 +19,12 @@ from typer.testing import CliRunner
 from engram_cli.commands.count import count
 from engram_cli.console import guarded
 from engram_tables.address.vocabulary import build_vocabulary, load_vocabulary
-from engram_tables.corpus import count_work
-from engram_tables.corpus.count_corpus import plan_count, run_count
-from engram_tables.corpus.counts_store import open_counts
-from engram_tables.corpus.reference import count_followed_reference, count_ngrams_reference
-from engram_tables.corpus.runs import Run
-from engram_tables.corpus.token_shards import write_tokens
+from engram_tables.corpus.counts import count_work
+from engram_tables.corpus.counts.count_corpus import plan_count, run_count
+from engram_tables.corpus.counts.counts_store import open_counts
+from engram_tables.corpus.counts.reference import count_followed_reference, count_ngrams_reference
+from engram_tables.corpus.counts.runs import Run
+from engram_tables.corpus.tokens.token_shards import write_tokens
 from engram_tables.errors import InvalidInput
 
 APP = typer.Typer()

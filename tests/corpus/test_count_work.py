@@ -14,13 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engram_tables.address.vocabulary import Rule, Vocabulary
-from engram_tables.corpus import count_work, counts_writer, runs, unpacking
-from engram_tables.corpus.count_corpus import plan_count, run_count
-from engram_tables.corpus.counts_merge import merge_counts
-from engram_tables.corpus.counts_store import open_counts
-from engram_tables.corpus.reference import count_followed_reference
-from engram_tables.corpus.token_shards import write_tokens
-from engram_tables.corpus.token_store import DEAD
+from engram_tables.corpus.counts import count_work, counts_writer, runs, unpacking
+from engram_tables.corpus.counts.count_corpus import plan_count, run_count
+from engram_tables.corpus.counts.counts_merge import merge_counts
+from engram_tables.corpus.counts.counts_store import open_counts
+from engram_tables.corpus.counts.reference import count_followed_reference
+from engram_tables.corpus.tokens.token_shards import write_tokens
+from engram_tables.corpus.tokens.token_store import DEAD
 from engram_tables.errors import CapacityError, InvalidInput, SpecMismatch
 
 Documents = list[list[int | None]]

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from engram_tables.corpus import counting, kernels, ngram_counts, wide_kernels
-from engram_tables.corpus.chunks import _without_dead
-from engram_tables.corpus.counting import Sequences, Workspace, check_orders, count_ngrams, pad_sequences
-from engram_tables.corpus.ngram_counts import NgramCounts
-from engram_tables.corpus.reference import count_followed_reference, count_ngrams_reference
-from engram_tables.corpus.token_store import DEAD
+from engram_tables.corpus.counts import counting, kernels, ngram_counts, wide_kernels
+from engram_tables.corpus.counts.chunks import _without_dead
+from engram_tables.corpus.counts.counting import Sequences, Workspace, check_orders, count_ngrams, pad_sequences
+from engram_tables.corpus.counts.ngram_counts import NgramCounts
+from engram_tables.corpus.counts.reference import count_followed_reference, count_ngrams_reference
+from engram_tables.corpus.tokens.token_store import DEAD
 from engram_tables.errors import CapacityError, InvalidInput
 
 SIZES = [1, 2, 3, 255, 256, 257, 65_535, 65_536, 99_092, 131_071, 131_072, 2**20 - 1, 2**20]

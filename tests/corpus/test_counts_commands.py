@@ -21,8 +21,8 @@ from engram_cli.commands.count import count
 from engram_cli.commands.counts import get, stats, top
 from engram_cli.console import guarded
 from engram_tables.address.vocabulary import build_vocabulary
-from engram_tables.corpus import counts_plot
-from engram_tables.corpus.reference import count_ngrams_reference
+from engram_tables.corpus.counts import counts_plot
+from engram_tables.corpus.counts.reference import count_ngrams_reference
 
 APP = typer.Typer()
 for command in (count, top, get, stats):

@@ -16,12 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_counts import Documents, contents, count_store, small_pieces, store, vocabulary_of
 
-from engram_tables.corpus import count_work, counts_merge
-from engram_tables.corpus.count_corpus import CountedCorpus
-from engram_tables.corpus.counts_merge import merge_counts, pack_rows
-from engram_tables.corpus.counts_store import open_counts
-from engram_tables.corpus.ngram_counts import NgramCounts
-from engram_tables.corpus.windows import WindowForm
+from engram_tables.corpus.counts import count_work, counts_merge
+from engram_tables.corpus.counts.count_corpus import CountedCorpus
+from engram_tables.corpus.counts.counts_merge import merge_counts, pack_rows
+from engram_tables.corpus.counts.counts_store import open_counts
+from engram_tables.corpus.counts.ngram_counts import NgramCounts
+from engram_tables.corpus.counts.windows import WindowForm
 from engram_tables.errors import InvalidInput, SpecMismatch
 
 VOCABULARY = vocabulary_of([0, 1, 2, 3, 3, 2])

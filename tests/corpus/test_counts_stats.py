@@ -17,10 +17,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from engram_tables.corpus import counts_plot, counts_query
-from engram_tables.corpus.counts_plot import binned_counts, check_plot, draw_svg, sampled_ranks, write_plot
-from engram_tables.corpus.counts_query import largest_counts, look_up_ids, top_ngrams
-from engram_tables.corpus.counts_stats import (
+from engram_tables.corpus.counts import counts_plot, counts_query
+from engram_tables.corpus.counts.counts_plot import binned_counts, check_plot, draw_svg, sampled_ranks, write_plot
+from engram_tables.corpus.counts.counts_query import largest_counts, look_up_ids, top_ngrams
+from engram_tables.corpus.counts.counts_stats import (
     COVERED_PERCENTS,
     CountsOfCounts,
     count_statistics,
@@ -28,8 +28,8 @@ from engram_tables.corpus.counts_stats import (
     tally_counts,
     whole_ngrams,
 )
-from engram_tables.corpus.ngram_counts import NO_NEXT, NgramCounts
-from engram_tables.corpus.power_law import MIN_TAIL_NGRAMS, Verdict, fit_power_law, hurwitz_zeta
+from engram_tables.corpus.counts.ngram_counts import NO_NEXT, NgramCounts
+from engram_tables.corpus.counts.power_law import MIN_TAIL_NGRAMS, Verdict, fit_power_law, hurwitz_zeta
 from engram_tables.errors import BackendUnavailable, InvalidInput, SpecMismatch
 
 Rows = dict[tuple[tuple[int, ...], int | None], int]

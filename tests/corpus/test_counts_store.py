@@ -18,13 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_counts import contents, count_store, small_pieces, store, vocabulary_of
 
-from engram_tables.corpus import count_work, counts_writer
-from engram_tables.corpus.counting import count_ngrams
-from engram_tables.corpus.counts_store import open_counts
-from engram_tables.corpus.counts_writer import RowWriter, _Sieve, part_starts
-from engram_tables.corpus.ngram_counts import NgramCounts
-from engram_tables.corpus.reference import count_followed_reference
-from engram_tables.corpus.unpacking import RowSink
+from engram_tables.corpus.counts import count_work, counts_writer
+from engram_tables.corpus.counts.counting import count_ngrams
+from engram_tables.corpus.counts.counts_store import open_counts
+from engram_tables.corpus.counts.counts_writer import RowWriter, _Sieve, part_starts
+from engram_tables.corpus.counts.ngram_counts import NgramCounts
+from engram_tables.corpus.counts.reference import count_followed_reference
+from engram_tables.corpus.counts.unpacking import RowSink
 from engram_tables.errors import InvalidInput, SpecMismatch
 from engram_tables.units import canonical_json
 

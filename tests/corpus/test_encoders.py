@@ -16,8 +16,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from engram_tables.corpus import encoders, scan_memory
-from engram_tables.corpus.encoders import Encoder, Kind, make_encoder
+from engram_tables.corpus.tokens import encoders, scan_memory
+from engram_tables.corpus.tokens.encoders import Encoder, Kind, make_encoder
 
 LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from corpus_files import check_pieces, corpus_of, ids, npy, packed, parquet, plain, texts
 
-from engram_tables.corpus.readers import (
+from engram_tables.corpus.reading.readers import (
     BadLine,
     Format,
     ReadOptions,

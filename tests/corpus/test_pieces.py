@@ -20,9 +20,9 @@ from corpus_files import check_pieces, corpus_of, ids, npy, packed, parquet, tex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engram_tables.corpus import blocks
-from engram_tables.corpus.blocks import blocks_of_lines, count_lines, lines
-from engram_tables.corpus.readers import (
+from engram_tables.corpus.reading import blocks
+from engram_tables.corpus.reading.blocks import blocks_of_lines, count_lines, lines
+from engram_tables.corpus.reading.readers import (
     CorpusFile,
     Document,
     Format,

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Regex
 from tokenizers.pre_tokenizers import PreTokenizer, Sequence, Split
 
-from engram_tables.corpus.patterns import (
+from engram_tables.corpus.tokens.patterns import (
     BYTE_LEVEL_PATTERN,
     UnsupportedPattern,
     folded_literals,
@@ -16,7 +16,7 @@ from engram_tables.corpus.patterns import (
     parse_pattern,
     sources,
 )
-from engram_tables.corpus.pretokens import MATCH, STOP, _as_run, _Automaton, _members
+from engram_tables.corpus.tokens.pretokens import MATCH, STOP, _as_run, _Automaton, _members
 
 ALPHABET = "abAB 1٣\n\u3000é'"
 CLASSES = ["a", "b", "B", r"\s", r"\S", r"\p{L}", r"[^a\n]", r"[A-Z1]", ".", r"(?i:a)", r"\p{N}"]

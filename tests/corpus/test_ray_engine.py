@@ -26,10 +26,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engram_tables.corpus import ray_engine, ray_tasks
-from engram_tables.corpus.chunks import TokenSource
-from engram_tables.corpus.count_corpus import CountPlan, Engine, plan_count, run_count
-from engram_tables.corpus.count_work import CountWork
+from engram_tables.corpus.counts import ray_engine, ray_tasks
+from engram_tables.corpus.counts.chunks import TokenSource
+from engram_tables.corpus.counts.count_corpus import CountPlan, Engine, plan_count, run_count
+from engram_tables.corpus.counts.count_work import CountWork
 from engram_tables.errors import BackendUnavailable, CapacityError, InvalidInput
 from tests.corpus.test_count_work import digests, store, vocabulary_of
 
@@ -363,8 +363,8 @@ SCRIPT = """
 import sys
 from pathlib import Path
 
-from engram_tables.corpus import ray_engine
-from engram_tables.corpus.count_corpus import Engine, run_count
+from engram_tables.corpus.counts import ray_engine
+from engram_tables.corpus.counts.count_corpus import Engine, run_count
 from tests.corpus import test_ray_engine as tests
 
 ray_engine.RANGE_TOKENS = 100

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engram_tables.corpus.readers import Corpus, CorpusFile, DecodeErrors, ReadOptions, Skipped, find_documents
+from engram_tables.corpus.reading.readers import Corpus, CorpusFile, DecodeErrors, ReadOptions, Skipped, find_documents
 from engram_tables.errors import InvalidInput
 
 

@@ -12,11 +12,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engram_tables.corpus import merge_kernels, runs
-from engram_tables.corpus.counting import Sequences as Stream
-from engram_tables.corpus.counting import Workspace, sort_windows
-from engram_tables.corpus.runs import RUN_FILES, Run, merge_runs, merge_to_run, new_run, open_run, run_file, save_run
-from engram_tables.corpus.windows import WindowForm
+from engram_tables.corpus.counts import merge_kernels, runs
+from engram_tables.corpus.counts.counting import Sequences as Stream
+from engram_tables.corpus.counts.counting import Workspace, sort_windows
+from engram_tables.corpus.counts.runs import (
+    RUN_FILES,
+    Run,
+    merge_runs,
+    merge_to_run,
+    new_run,
+    open_run,
+    run_file,
+    save_run,
+)
+from engram_tables.corpus.counts.windows import WindowForm
 from engram_tables.errors import InvalidInput
 
 Key = tuple[int, int]

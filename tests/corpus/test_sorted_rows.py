@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engram_tables.corpus.sorted_rows import first_above, first_not_below
+from engram_tables.corpus.counts.sorted_rows import first_above, first_not_below
 
 IDS = st.integers(0, 3) | st.just(2**32 - 1)
 

@@ -14,7 +14,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from engram_tables.corpus.readers import Corpus, CorpusFile, Format, ReadOptions, Skipped, find_documents, read_piece
+from engram_tables.corpus.reading.readers import (
+    Corpus,
+    CorpusFile,
+    Format,
+    ReadOptions,
+    Skipped,
+    find_documents,
+    read_piece,
+)
 from engram_tables.errors import BackendUnavailable, InvalidInput
 
 FILES = [

@@ -16,11 +16,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engram_tables.corpus import token_store
-from engram_tables.corpus.array_file import HEADER_BYTES, npy_header
-from engram_tables.corpus.token_manifest import content_digest, ids_dtype
-from engram_tables.corpus.token_shards import write_tokens
-from engram_tables.corpus.token_store import DEAD, TokenStore, is_token_store, open_tokens
+from engram_tables.corpus.tokens import token_store
+from engram_tables.corpus.tokens.array_file import HEADER_BYTES, npy_header
+from engram_tables.corpus.tokens.token_manifest import content_digest, ids_dtype
+from engram_tables.corpus.tokens.token_shards import write_tokens
+from engram_tables.corpus.tokens.token_store import DEAD, TokenStore, is_token_store, open_tokens
 from engram_tables.errors import CapacityError, InvalidInput, SpecMismatch
 
 DOCUMENTS = [[1, 2, 3], [], [DEAD, 5], [6], [7, DEAD, DEAD, 0, 9]]

@@ -26,11 +26,11 @@ from typer.testing import CliRunner
 from engram_cli.commands.tokenize import tokenize
 from engram_cli.console import guarded
 from engram_tables.address.vocabulary import build_vocabulary, load_vocabulary
-from engram_tables.corpus import tokenize_corpus
-from engram_tables.corpus.token_store import DEAD, is_token_store, open_tokens
-from engram_tables.corpus.tokenize_corpus import plan_tokenize, run_tokenize
-from engram_tables.corpus.tokenize_work import TokenizeWork
-from engram_tables.corpus.worker_pool import WorkerPool
+from engram_tables.corpus.tokens import tokenize_corpus
+from engram_tables.corpus.tokens.token_store import DEAD, is_token_store, open_tokens
+from engram_tables.corpus.tokens.tokenize_corpus import plan_tokenize, run_tokenize
+from engram_tables.corpus.tokens.tokenize_work import TokenizeWork
+from engram_tables.corpus.tokens.worker_pool import WorkerPool
 from engram_tables.errors import CapacityError, InvalidInput
 
 APP = typer.Typer()
@@ -46,7 +46,7 @@ import signal
 for number in _SIGNALS: signal.signal(number, _interrupt)
 from engram_cli.console import guarded
 from engram_cli.commands.tokenize import tokenize
-from engram_tables.corpus import tokenize_corpus
+from engram_tables.corpus.tokens import tokenize_corpus
 tokenize_corpus.PIECE_BYTES = int(sys.argv.pop(1))
 tokenize_corpus.SMALL_CORPUS_BYTES = 0
 app = typer.Typer()

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from engram_tables.corpus import tokens
-from engram_tables.corpus.readers import Document
-from engram_tables.corpus.tokens import tokenize_documents
+from engram_tables.corpus.reading.readers import Document
+from engram_tables.corpus.tokens import token_stream as tokens
+from engram_tables.corpus.tokens.token_stream import tokenize_documents
 
 
 def documents(texts: list[str]) -> list[Document]:

@@ -14,11 +14,11 @@ from traffic_specs import Tokens, small_specs, traffic_reference
 
 from engram_tables.address import reference
 from engram_tables.address.hashing import exact_keys
-from engram_tables.corpus import trace as trace_module
-from engram_tables.corpus import trace_writer
-from engram_tables.corpus.trace import Trace, open_trace
-from engram_tables.corpus.trace_contents import Store
-from engram_tables.corpus.trace_writer import plan_trace, run_trace
+from engram_tables.corpus.traffic import trace as trace_module
+from engram_tables.corpus.traffic import trace_writer
+from engram_tables.corpus.traffic.trace import Trace, open_trace
+from engram_tables.corpus.traffic.trace_contents import Store
+from engram_tables.corpus.traffic.trace_writer import plan_trace, run_trace
 from engram_tables.errors import InvalidInput
 
 SPECS = small_specs()

@@ -16,9 +16,9 @@ from engram_cli.commands.trace import trace
 from engram_cli.console import guarded
 from engram_tables.address.recipes import DeepSeekRecipe
 from engram_tables.address.vocabulary import build_vocabulary, load_vocabulary
-from engram_tables.corpus.token_shards import write_tokens
-from engram_tables.corpus.token_store import DEAD
-from engram_tables.corpus.trace import open_trace
+from engram_tables.corpus.tokens.token_shards import write_tokens
+from engram_tables.corpus.tokens.token_store import DEAD
+from engram_tables.corpus.traffic.trace import open_trace
 
 APP = typer.Typer()
 APP.command()(guarded(trace))
@@ -123,6 +123,6 @@ def test_ctrl_c_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("engram_tables.corpus.trace_writer.measure_traffic", interrupt)
+    monkeypatch.setattr("engram_tables.corpus.traffic.trace_writer.measure_traffic", interrupt)
     assert run("tokens", "-o", "trace")[0] == 130
     assert not [path for path in Path().iterdir() if "trace" in path.name]

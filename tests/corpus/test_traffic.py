@@ -14,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from traffic_specs import Tokens, small_specs, traffic_reference
 
-from engram_tables.corpus import distinct_keys, occupancy, row_hits, traffic
-from engram_tables.corpus.distinct_keys import KeyCounter
-from engram_tables.corpus.row_hits import Histogram
-from engram_tables.corpus.token_addresses import TokenAddresses
-from engram_tables.corpus.traffic import Traffic, measure_traffic, plan_traffic
+from engram_tables.corpus.traffic import distinct_keys, occupancy, row_hits
+from engram_tables.corpus.traffic import row_traffic as traffic
+from engram_tables.corpus.traffic.distinct_keys import KeyCounter
+from engram_tables.corpus.traffic.row_hits import Histogram
+from engram_tables.corpus.traffic.row_traffic import Traffic, measure_traffic, plan_traffic
+from engram_tables.corpus.traffic.token_addresses import TokenAddresses
 from engram_tables.errors import CapacityError, InvalidInput
 from engram_tables.memory import aligned_bytes
 

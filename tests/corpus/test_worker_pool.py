@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from engram_tables.corpus.worker_pool import Finished, JobFailed, Reported, WorkerLost, WorkerPool
+from engram_tables.corpus.tokens.worker_pool import Finished, JobFailed, Reported, WorkerLost, WorkerPool
 from engram_tables.errors import InvalidInput
 
 

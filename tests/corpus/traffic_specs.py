@@ -10,7 +10,7 @@ import numpy as np
 
 from engram_tables.address import reference
 from engram_tables.address.spec import AddressSpec, Family, HistoryRule, LayerAddressing, MixRule
-from engram_tables.corpus.tokens import TokenStream
+from engram_tables.corpus.tokens.token_stream import TokenStream
 
 DEAD_ID = 0xFFFFFFFF
 

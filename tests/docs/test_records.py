@@ -19,7 +19,7 @@ from engram_cli.app import app
 from engram_cli.console import Exit
 from engram_tables import errors
 from engram_tables.address.golden.cases import read_golden
-from engram_tables.corpus.readers import Skipped
+from engram_tables.corpus.reading.readers import Skipped
 from engram_tables.measure.ceilings import memory_ceilings
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -21,17 +21,17 @@ import numpy as np
 import pytest
 
 from engram_tables.address.vocabulary import Vocabulary
-from engram_tables.corpus.count_corpus import plan_count, run_count
-from engram_tables.corpus.counts_store import open_counts
-from engram_tables.corpus.readers import find_documents
-from engram_tables.corpus.token_shards import write_tokens
-from engram_tables.corpus.tokens import tokenize_documents
+from engram_tables.corpus.counts.count_corpus import plan_count, run_count
+from engram_tables.corpus.counts.counts_store import open_counts
+from engram_tables.corpus.reading.readers import find_documents
+from engram_tables.corpus.tokens.token_shards import write_tokens
+from engram_tables.corpus.tokens.token_stream import tokenize_documents
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 # Parts and pieces of text small enough that a few million tokens make several of each.
 PROGRAM = (
-    "from engram_tables.corpus import count_corpus, counts_writer, tokenize_corpus; "
+    "from engram_tables.corpus.counts import count_corpus, counts_writer; from engram_tables.corpus.tokens import tokenize_corpus; "
     "counts_writer.PART_TOKENS = 1 << 17; count_corpus.PIECE_BYTES = 1 << 19; "
     "from engram_cli.main import main; main()"
 )

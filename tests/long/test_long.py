@@ -18,9 +18,9 @@ from engram_tables import load_spec, open_table
 from engram_tables.address.hashing import hash_ngrams
 from engram_tables.address.recipes import make_recipe
 from engram_tables.address.vocabulary import Vocabulary
-from engram_tables.corpus.counting import count_ngrams
-from engram_tables.corpus.readers import find_documents
-from engram_tables.corpus.tokens import tokenize_documents
+from engram_tables.corpus.counts.counting import count_ngrams
+from engram_tables.corpus.reading.readers import find_documents
+from engram_tables.corpus.tokens.token_stream import tokenize_documents
 from engram_tables.storage.verify import verify_table
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from engram_tables.corpus.sources import STANDARD_INPUT, is_url
+from engram_tables.corpus.reading.sources import STANDARD_INPUT, is_url
 from engram_tables.errors import InvalidInput
 from engram_tables.files import refuse_existing
 

@@ -17,8 +17,8 @@ from engram_tables.units import PAGE_BYTES
 
 if TYPE_CHECKING:
     from engram_tables.address.vocabulary import Vocabulary
-    from engram_tables.corpus.counts_store import Counts
-    from engram_tables.corpus.ngram_counts import NgramCounts
+    from engram_tables.corpus.counts.counts_store import Counts
+    from engram_tables.corpus.counts.ngram_counts import NgramCounts
     from engram_tables.fetch.table import Table
 
 # Corpus n-grams hashed at a time when rows are searched for: bounds the memory of the search.

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_tables.address.spec import Addresses, AddressSpec
-from engram_tables.corpus.readers import Corpus, Document, find_documents
-from engram_tables.corpus.tokens import tokenize_documents
+from engram_tables.corpus.reading.readers import Corpus, Document, find_documents
+from engram_tables.corpus.tokens.token_stream import tokenize_documents
 from engram_tables.errors import InvalidInput
 from engram_tables.fetch.table import Table
 from engram_tables.units import ProgressHook
