@@ -40,7 +40,7 @@ TOUCHED_BYTES = 1 << 30
 class StageClock:
     """Wall time of each stage of one count, by wrapping the library's steps: the library has no clock.
 
-    `STEPS` names functions of `engram_tables.corpus.counts.counting`; a step that is not there has no time in the record.
+    `STEPS` names functions of `corpus.counts.counting`; a step that is not there has no time in the record.
     """
 
     STEPS: ClassVar = {

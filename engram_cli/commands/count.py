@@ -68,7 +68,12 @@ def count(
     ] = "local",
     ray_address: Annotated[
         str | None,
-        typer.Option("--ray-address", metavar="ADDRESS", help="A running Ray cluster; a local one is started without."),
+        typer.Option(
+            "--ray-address",
+            metavar="ADDRESS",
+            envvar="RAY_ADDRESS",
+            help="A running Ray cluster: HOST:PORT or auto; a local one is started without.",
+        ),
     ] = None,
     glob: Glob = "*",
     exclude: Exclude = None,

@@ -31,7 +31,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 # Parts and pieces of text small enough that a few million tokens make several of each.
 PROGRAM = (
-    "from engram_tables.corpus.counts import count_corpus, counts_writer; from engram_tables.corpus.tokens import tokenize_corpus; "
+    "from engram_tables.corpus.counts import count_corpus, counts_writer; "
+    "from engram_tables.corpus.tokens import tokenize_corpus; "
     "counts_writer.PART_TOKENS = 1 << 17; count_corpus.PIECE_BYTES = 1 << 19; "
     "from engram_cli.main import main; main()"
 )

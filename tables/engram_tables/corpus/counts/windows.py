@@ -54,7 +54,7 @@ class WindowForm:
 
     @property
     def n_words(self) -> int:
-        """64-bit words of a key: 1 if a few bits are left for the leading token, so that its blocks are not too many."""
+        """64-bit words of a key: 1 if it leaves a few bits for the leading token, so that blocks are not too many."""
         return 1 if self.key_bits - self.token_bits <= 64 - _LEAST_FREE_BITS else 2
 
     @property

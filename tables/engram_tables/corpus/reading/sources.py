@@ -150,7 +150,7 @@ def find_files(
 ) -> tuple[tuple[CorpusFile, ...], dict[Skipped, int]]:
     """The files that `paths` name, in reading order, and the entries of directories that are left out, by reason.
 
-    See `engram_tables.corpus.reading.readers.find_documents` for the rules. Whether standard input is open is not checked.
+    See `readers.find_documents` for the rules. Whether standard input is open is not checked.
 
     Raises
     ------
