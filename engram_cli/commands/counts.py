@@ -208,7 +208,7 @@ def stats(
     power law fitted by maximum likelihood from the count on that suits it best (Clauset, Shalizi and Newman); s is
     the exponent of a count over its rank, alpha that of the counts of counts, and s = 1 / (alpha - 1).
 
-    Exact, from one pass over the counts. --plot needs pip install 'engram-tables[report]'.
+    Exact, from one pass over the counts. --plot needs pip install 'engram-tables\\[report]'.
 
     \b
     Examples:

@@ -101,7 +101,6 @@ def trace(
     if output is not None:
         refuse_overlap(output, [*corpus, *(file for file in (vocab, spec, model) if file is not None)])
     with (
-        progress("tokenising", "B") as hook,
         tokens_of(
             corpus,
             vocabulary=vocabulary,
@@ -118,7 +117,7 @@ def trace(
                 skip_bad=skip_bad,
             ),
             workers=threads,
-            progress=hook,
+            stage=progress,
         ) as source,
     ):
         plan = plan_trace(

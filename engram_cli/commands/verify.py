@@ -10,10 +10,11 @@ import typer
 
 from engram_cli.console import check_found, emit, progress, show, show_table
 from engram_cli.options import JsonFlag, Threads
+from engram_tables.errors import InvalidInput
 
 
 def verify(
-    table: Annotated[Path, typer.Argument(help="Directory of the table.")],
+    table: Annotated[Path, typer.Argument(help="Directory of a table, a token store or counts.")],
     sample: Annotated[
         int | None, typer.Option("--sample", min=1, metavar="N", help="Read N blocks, chosen at random, not all.")
     ] = None,
@@ -21,7 +22,7 @@ def verify(
     threads: Threads = None,
     json: JsonFlag = False,
 ) -> None:
-    """Read a table's blocks and compare their SHA-256 with the manifest.
+    """Read a table's blocks and compare their SHA-256 with the manifest; token stores and counts are read whole.
 
     Every byte of every shard is covered: headers, records and the spare bytes of the page layout. Exit code 6 means
     that damage was found, and the output says in which bytes and rows; 4 that the directory does not open as a table.
@@ -31,7 +32,11 @@ def verify(
       engram verify my-table
       engram verify my-table --sample 100 --seed 7
       engram verify my-table --json | jq .damaged
+      engram verify tokens
+      engram verify counts
     """
+    if _verify_corpus(table, threads=threads, json=json):
+        return
     from engram_tables.storage.verify import verify_table
     from engram_tables.units import format_bytes
 
@@ -54,3 +59,32 @@ def verify(
             f"{table}: {len(report.damaged)} of {report.n_blocks_read} blocks differ from their digests; "
             "copy those files again or build the table again"
         )
+
+
+def _verify_corpus(path: Path, *, threads: int | None, json: bool) -> bool:
+    """Verify a token store or counts, if that is what is there; their errors name the damaged file."""
+    from engram_tables.corpus.counts.counts_manifest import MANIFEST_NAME
+    from engram_tables.corpus.counts.counts_store import open_counts
+    from engram_tables.corpus.tokens.token_store import is_token_store, open_tokens
+
+    kind = "token store" if is_token_store(path) else "counts" if (path / MANIFEST_NAME).is_file() else None
+    if kind is None:
+        return False
+    found = None
+    try:
+        with progress("verifying", "B") as hook:
+            if kind == "counts":
+                with open_counts(path) as counts:
+                    counts.verify()
+            else:
+                with open_tokens(path) as tokens:
+                    tokens.verify(threads=threads, progress=hook)
+    except InvalidInput as error:
+        found = str(error)
+    if json:
+        emit({"schema": "engram.verify-corpus/1", "path": str(path), "kind": kind, "damage": found})
+    elif found is None:
+        show(f"{kind} {path}: every file equals its digest")
+    if found is not None:
+        check_found(found)
+    return True

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from engram_tables.errors import InvalidInput
 
 ProgressHook = Callable[[int, int], None]
 """Called with (done, total) in the unit that the function taking it names. It may be called from any thread."""
+
+Stage = Callable[[str, str], AbstractContextManager[ProgressHook]]
+"""Called with the name of a stage and its unit; the progress hook it gives lives as long as the stage."""
 
 PAGE_BYTES = 4096
 EXACT_IN_DOUBLE = 2**53
@@ -26,6 +30,12 @@ _LONGEST_INTEGER = 18
 # A key of sixteen 32-bit ids, the longest integer that any file here holds.
 _MOST_BITS = 512
 _BYTES = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
+
+
+@contextmanager
+def unwatched(_task: str, _unit: str) -> Iterator[ProgressHook]:
+    """The stage of a run that nobody watches."""
+    yield lambda _done, _total: None
 
 
 def parse_bytes(text: str) -> int:

@@ -57,7 +57,6 @@ def small_pieces(
             patch.setattr(count_work.CountWork, "chunk_tokens", lambda *_: chunk_tokens)
         if slice_windows is not None:
             patch.setattr(runs, "SLICE_WINDOWS", slice_windows)
-            patch.setattr(count_work, "SLICE_WINDOWS", slice_windows)
             patch.setattr(unpacking, "STRETCH", 3)
         yield patch
 

@@ -116,7 +116,6 @@ def test_counts_equal_the_reference_for_any_memory_threads_and_split(
         run_count(plan_count([whole], output=tmp_path / "one", **options, **rare), threads=1)
         patch.setattr(count_work.CountWork, "chunk_tokens", lambda *_: chunk)
         patch.setattr(runs, "SLICE_WINDOWS", share)
-        patch.setattr(count_work, "SLICE_WINDOWS", share)
         patch.setattr(unpacking, "STRETCH", 3)
         run_count(plan_count(parts, output=tmp_path / "two", **options, **rare), threads=3)
         separate = [tmp_path / "c0", tmp_path / "c1"]

@@ -122,6 +122,7 @@ def test_every_key_that_is_printed_is_documented(page: str, made: Path, tiny_voc
         json.loads((made / "trace" / "trace.json").read_bytes()),
         *_run("build-table", "--spec", spec, "--codec", "bf16", "-o", made / "never", "--dry-run", "--json"),
         *_run("verify", table, "--json"),
+        *_run("verify", made / "counts", "--json"),
         *_run("inspect", "table", table, "--json"),
         *_run("inspect", "vocab", tiny_vocab_file, "--json"),
         *_run("inspect", "ngram", table, "the cat", "--counts", made / "counts", "--json"),

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from engram_tables.corpus.reading.sources import STANDARD_INPUT, is_url
+from engram_tables.corpus.reading.sources import STANDARD_INPUT, CorpusFile, is_url
 from engram_tables.errors import InvalidInput
 from engram_tables.files import refuse_existing
 
 
 def refuse_foreign_output(
-    directory: Path, *, force: bool, what: str, suggestion: str, is_ours: Callable[[Path], bool]
+    directory: Path, *, force: bool, what: str, suggestion: str, is_ours: Callable[[Path], bool], names: str
 ) -> None:
     """Raise `InvalidInput` if a result could not be written as `directory`.
 
@@ -24,6 +25,8 @@ def refuse_foreign_output(
         What the directory is, and a name for one, for the messages.
     is_ours
         Whether a directory that is not empty holds such a result, of any version.
+    names
+        Pattern of the names that such a directory has; one with any other in it is not replaced.
     """
     here = Path.cwd()
     if directory.name in ("", "..") or Path(os.path.realpath(directory)) in (here, *here.parents):
@@ -42,6 +45,13 @@ def refuse_foreign_output(
             f"{directory}: found something that is no {what}, expected one to replace; remove it yourself or choose "
             "another name"
         )
+    if directory.is_dir():
+        foreign = sorted(entry.name for entry in directory.iterdir() if not re.fullmatch(names, entry.name))
+        if foreign:
+            raise InvalidInput(
+                f"{directory}: found {foreign[0]!r} in it, which is no part of a {what} and would be removed with it; "
+                "move it away or choose another name"
+            )
 
 
 def refuse_overlap(output: Path, inputs: Sequence[str | Path]) -> None:
@@ -52,12 +62,18 @@ def refuse_overlap(output: Path, inputs: Sequence[str | Path]) -> None:
     """
     place = Path(os.path.realpath(output))
     for given in inputs:
-        if str(given) == STANDARD_INPUT or is_url(given):
+        path = str(given).removeprefix("file://")
+        if path == STANDARD_INPUT or is_url(path):
             continue
-        found = Path(os.path.realpath(given))
+        found = Path(os.path.realpath(path))
         if place == found or place in found.parents or found in place.parents:
             relation = "is" if place == found else "holds" if place in found.parents else "lies inside"
             raise InvalidInput(
                 f"{output}: found that this output {relation} {given}, which is read, expected a place apart; "
                 "write beside it under another name"
             )
+
+
+def refuse_found_overlap(output: Path, files: Iterable[CorpusFile]) -> None:
+    """As `refuse_overlap`, for the files that patterns and directories came to, links followed."""
+    refuse_overlap(output, [file.url or str(file.path) for file in files if not file.is_standard_input])

@@ -20,6 +20,7 @@ from engram_tables.corpus.counts.counting import Sequences, Workspace
 from engram_tables.corpus.tokens.token_store import DEAD, TokenStore
 from engram_tables.errors import InvalidInput
 from engram_tables.threads import run_slices
+from engram_tables.units import ProgressHook
 
 _GRAIN_TOKENS = 1 << 18
 
@@ -51,6 +52,14 @@ class TokenSource:
         for store in self.stores:
             store.check_tokenizer(vocabulary.tokenizer_sha256)
 
+    def verify(self, *, threads: int, progress: ProgressHook) -> None:
+        """Hold every byte of every store against its digest; `progress` is called with bytes."""
+        total_bytes = sum(store.file_bytes for store in self.stores)
+        before = 0
+        for store in self.stores:
+            store.verify(threads=threads, progress=_further(progress, before, total_bytes))
+            before += store.file_bytes
+
     def read(self, start: int, stop: int, *, into: npt.NDArray[np.uint32], threads: int) -> npt.NDArray[np.int64]:
         """Ids [start, stop) into `into`; int64 starts of the sequences they form, as `TokenStore.read` gives them."""
         begins = []
@@ -70,6 +79,10 @@ class TokenSource:
         which = bisect_right(self._firsts, position) - 1
         local = position - self._firsts[which]
         return local == 0 or 1 in self.stores[which].read(local - 1, local + 1).document_starts[:-1]
+
+
+def _further(progress: ProgressHook, before: int, total: int) -> ProgressHook:
+    return lambda done, _total: progress(before + done, total)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

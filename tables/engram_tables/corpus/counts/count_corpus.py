@@ -7,8 +7,8 @@ all is, so that a run which was stopped goes on where it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -20,7 +20,7 @@ from engram_tables.corpus.counts.counting import check_orders, strands
 from engram_tables.corpus.counts.counts_manifest import CorpusFigures, CountsSubject
 from engram_tables.corpus.counts.counts_store import refuse_output
 from engram_tables.corpus.counts.windows import MAX_CANONICAL_SIZE
-from engram_tables.corpus.outputs import refuse_overlap
+from engram_tables.corpus.outputs import refuse_found_overlap, refuse_overlap
 from engram_tables.corpus.reading.documents import ReadOptions
 from engram_tables.corpus.reading.readers import STANDARD_INPUT, find_documents
 from engram_tables.corpus.tokens.token_store import TokenStore, is_token_store, open_tokens
@@ -28,13 +28,11 @@ from engram_tables.corpus.tokens.tokenize_corpus import PIECE_BYTES, TokenizePla
 from engram_tables.corpus.work_directory import WorkDirectory, work_path
 from engram_tables.errors import CapacityError, InvalidInput
 from engram_tables.threads import resolve_threads
-from engram_tables.units import ProgressHook
+from engram_tables.units import Stage, unwatched
 
 if TYPE_CHECKING:
     from engram_tables.address.vocabulary import Vocabulary
 
-Stage = Callable[[str, str], AbstractContextManager[ProgressHook]]
-"""Called with the name of a stage and its unit; the progress hook it gives lives as long as the stage."""
 DEFAULT_MEMORY_BYTES = 1 << 31
 
 
@@ -108,12 +106,6 @@ class CountedCorpus:
     n_reused: int
 
 
-@contextmanager
-def unwatched(_task: str, _unit: str) -> Iterator[ProgressHook]:
-    """The stage of a run that nobody watches."""
-    yield lambda _done, _total: None
-
-
 def plan_count(
     paths: Sequence[str | Path],
     *,
@@ -152,8 +144,8 @@ def plan_count(
         As `check_orders`.
     """
     wanted = tuple(sorted({1, *check_orders(orders, vocabulary.canonical_size)}))
-    if min_count < 1:
-        raise InvalidInput(f"min-count: found {min_count}, expected 1 or more")
+    if not 1 <= min_count < 2**63:
+        raise InvalidInput(f"min-count: found {min_count}, expected 1 to 2^63 - 1")
     if next_raw and vocabulary.token_count > MAX_CANONICAL_SIZE:
         raise CapacityError(
             f"raw tokens: found {vocabulary.token_count:,}, expected {MAX_CANONICAL_SIZE:,} at most to tell "
@@ -163,10 +155,15 @@ def plan_count(
     for place in (output, work_path(output)):
         refuse_overlap(place, paths)
     stores = tuple(Path(path) for path in paths if str(path) != STANDARD_INPUT and is_token_store(path))
+    for path in stores:
+        if [store.resolve() for store in stores].count(path.resolve()) > 1:
+            raise InvalidInput(f"{path}: found it twice, expected each input once, or its n-grams count double")
     others = [path for path in paths if str(path) == STANDARD_INPUT or not is_token_store(path)]
     text = None
     if others or not stores:
         corpus = find_documents(others, glob=glob, exclude=exclude, options=options)
+        for place in (output, work_path(output)):
+            refuse_found_overlap(place, corpus.files)
         text = TokenizePlan(
             corpus=corpus,
             pieces=tuple(corpus.pieces(PIECE_BYTES)),
@@ -241,6 +238,8 @@ def run_count(
                 stores.append(held.enter_context(_tokens_of(plan.text, threads=threads, stage=stage)))
             source = TokenSource(stores)
             source.check_vocabulary(plan.vocabulary)
+            with stage("checking", "B") as progress:
+                source.verify(threads=n_workers, progress=progress)
             if engine is Engine.RAY:
                 from engram_tables.corpus.counts.ray_engine import count_on_ray
 

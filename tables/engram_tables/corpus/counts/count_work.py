@@ -33,10 +33,20 @@ from engram_tables.corpus.counts.counts_manifest import (
     manifest_bytes,
 )
 from engram_tables.corpus.counts.counts_writer import ROW_GROUP_ROWS, RowWriter, order_files, part_starts
-from engram_tables.corpus.counts.runs import SLICE_WINDOWS, Run, merge_runs, open_run, run_of, save_run
+from engram_tables.corpus.counts.runs import (
+    RUN_FILES,
+    Run,
+    merge_runs,
+    open_run,
+    run_file,
+    run_of,
+    save_run,
+    slice_room,
+)
 from engram_tables.corpus.counts.unpacking import Unpacker
+from engram_tables.corpus.tokens.array_file import file_digest
 from engram_tables.corpus.work_directory import WorkDirectory, publish_record, read_record
-from engram_tables.errors import CapacityError, InvalidInput
+from engram_tables.errors import CapacityError
 from engram_tables.files import fsync_directory, give_second_name, new_directory
 from engram_tables.threads import run_all
 from engram_tables.units import format_bytes
@@ -172,14 +182,10 @@ class CountWork:
         found = sorted(self.directory.path.glob("run-*.json"), key=lambda path: int(path.name.split("-")[1]))
         for path in found:
             record = read_record(path)
-            if record is None or record["start"] != position:
+            if record is None or record.get("start") != position or not self._is_whole_run(path, record):
                 continue
-            try:
-                runs = [open_run(_prefix(path, number), strand.form) for number, strand in enumerate(self.strands)]
-                occurrences = np.load(_occurrences_file(path))
-            except (InvalidInput, FileNotFoundError, ValueError, EOFError):
-                continue
-            self.add(runs, occurrences)
+            runs = [open_run(_prefix(path, number), strand.form) for number, strand in enumerate(self.strands)]
+            self.add(runs, np.load(_occurrences_file(path)))
             position = int(record["stop"])
         self.n_reused = self.n_runs
         return position
@@ -200,9 +206,21 @@ class CountWork:
             np.save(file, occurrences)
             file.flush()
             os.fsync(file.fileno())
-        publish_record(self.directory, record, {"start": start, "stop": stop})
+        digests = {path.name: file_digest(path) for path in self._run_files(record)}
+        publish_record(self.directory, record, {"start": start, "stop": stop, "files": digests})
         runs = [open_run(_prefix(record, number), strand.form) for number, strand in enumerate(self.strands)]
         self.add(runs, occurrences)
+
+    def _run_files(self, record: Path) -> list[Path]:
+        prefixes = [_prefix(record, number) for number in range(len(self.strands))]
+        return [_occurrences_file(record), *(run_file(prefix, kind) for prefix in prefixes for kind in RUN_FILES)]
+
+    def _is_whole_run(self, path: Path, record: dict[str, Any]) -> bool:
+        """Whether the files of a finished run are as they were written."""
+        try:
+            return bool(record["files"] == {file.name: file_digest(file) for file in self._run_files(path)})
+        except FileNotFoundError:
+            return False
 
     def publish(
         self, output: Path, figures: CorpusFigures, *, threads: int, stage: Stage, force: bool
@@ -264,8 +282,8 @@ class CountWork:
         return entries
 
     def _is_whole(self, part: int, files: list[dict[str, Any]]) -> bool:
-        paths = [(self._part_file(entry["order"], part), entry["file_bytes"]) for entry in files]
-        return all(path.is_file() and path.stat().st_size == file_bytes for path, file_bytes in paths)
+        paths = [(self._part_file(entry["order"], part), entry["sha256"]) for entry in files]
+        return all(path.is_file() and file_digest(path) == sha256 for path, sha256 in paths)
 
     def _write_tokens(self, place: Path, first_token: int, stop_token: int) -> dict[str, Any]:
         """Order 1, whole: where parts are cut follows from it."""
@@ -288,7 +306,7 @@ class CountWork:
         # Followed n-grams have several rows, so that the files decide; otherwise rare ones are not even unpacked.
         least_total, least = (least, 1) if form.next_size else (1, least)
         with order_files(
-            place, orders, next_size=form.next_size, least_total=least_total, room=SLICE_WINDOWS + 8
+            place, orders, next_size=form.next_size, least_total=least_total, room=slice_room(len(runs)) + 8
         ) as files:
             if runs:
                 unpacker = Unpacker(form, orders, {n: file.sink for n, file in files.items()}, min_count=least)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engram_tables.corpus.counts.count_corpus import CountedCorpus, Stage, keep_finished, unwatched
+from engram_tables.corpus.counts.count_corpus import CountedCorpus, keep_finished
 from engram_tables.corpus.counts.count_work import CountWork
 from engram_tables.corpus.counts.counting import Strand, strands
 from engram_tables.corpus.counts.counts_manifest import CorpusFigures
@@ -26,6 +26,7 @@ from engram_tables.corpus.outputs import refuse_overlap
 from engram_tables.corpus.work_directory import WorkDirectory, work_path
 from engram_tables.errors import InvalidInput, SpecMismatch
 from engram_tables.threads import resolve_threads
+from engram_tables.units import Stage, unwatched
 
 WORK_SCHEMA = "engram.counts-merge-work/1"
 COMMAND = "engram counts merge"
@@ -67,8 +68,8 @@ def merge_counts(
     with ExitStack() as held:
         inputs = [held.enter_context(open_counts(path)) for path in directories]
         _refuse_unlike(inputs)
-        if min_count < 1:
-            raise InvalidInput(f"min-count: found {min_count}, expected 1 or more")
+        if not 1 <= min_count < 2**63:
+            raise InvalidInput(f"min-count: found {min_count}, expected 1 to 2^63 - 1")
         subject = replace(inputs[0].subject, min_count=min_count)
         plan = {
             "schema": WORK_SCHEMA,
@@ -89,6 +90,8 @@ def merge_counts(
                 for nth, counts in enumerate(inputs):
                     if nth >= n_reused:
                         work.add_runs(nth, nth + 1, _saver(counts, wound), _tokens(counts))
+                    # Open files are few, and inputs may be many.
+                    counts.close()
                     done += sum(counts.n_rows(order) for order in counts.orders)
                     progress(done, n_rows)
             figures = sum((counts.figures for counts in inputs), CorpusFigures())
@@ -102,7 +105,8 @@ def merge_counts(
 def _refuse_unlike(inputs: Sequence[Counts]) -> None:
     if not inputs:
         raise InvalidInput("counts: found none to merge, expected one directory or more")
-    first, seen = inputs[0], set()
+    first = inputs[0]
+    seen: set[Path] = set()
     for counts in inputs:
         place = counts.path.resolve()
         if place in seen:

@@ -50,6 +50,7 @@ def refuse_output(directory: Path, *, force: bool) -> None:
         what="counts directory",
         suggestion="counts",
         is_ours=lambda found: schema_of(found / MANIFEST_NAME).startswith(ANY_VERSION),
+        names=r"counts\.json|order-\d",
     )
 
 

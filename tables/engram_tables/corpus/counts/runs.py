@@ -19,6 +19,7 @@ from numpy.lib.format import open_memmap
 from engram_tables.corpus.counts import merge_kernels
 from engram_tables.corpus.counts.counting import SortedWindows
 from engram_tables.corpus.counts.windows import WindowForm
+from engram_tables.corpus.tokens.array_file import map_file
 from engram_tables.errors import InvalidInput
 
 SLICE_WINDOWS = 32_768
@@ -151,7 +152,7 @@ def open_run(prefix: Path, form: WindowForm) -> Run:
         The files are not those of one run of this form.
     """
     try:
-        keys, counts, blocks = (np.load(run_file(prefix, kind), mmap_mode="r") for kind in RUN_FILES)
+        keys, counts, blocks = (_mapped(run_file(prefix, kind)) for kind in RUN_FILES)
     except (ValueError, EOFError) as error:
         raise InvalidInput(f"{prefix}: not a whole run ({error}); remove the work directory and count again") from None
     kinds = [str(array.dtype) if array.ndim == 1 else f"shape {array.shape}" for array in (keys, counts, blocks)]
@@ -161,12 +162,24 @@ def open_run(prefix: Path, form: WindowForm) -> Run:
             f"{prefix}: found arrays of {kinds}, expected a run; remove the work directory and count again"
         )
     run = Run(form=form, keys=keys, counts=counts, block_starts=np.array(blocks))
-    if len(keys) != len(counts) * form.n_words or len(blocks) != form.n_blocks + 1 or int(blocks[-1]) != len(counts):
+    is_whole = len(keys) == len(counts) * form.n_words and len(blocks) == form.n_blocks + 1
+    if not is_whole or blocks[0] != 0 or blocks[-1] != len(counts) or (np.diff(blocks) < 0).any():
         raise InvalidInput(
             f"{prefix}: found {len(keys):,} words and {len(counts):,} counts in {len(blocks) - 1:,} blocks, expected a "
             f"run of {form.n_words} words a key in {form.n_blocks:,}; remove the work directory and count again"
         )
     return run
+
+
+def _mapped(path: Path) -> npt.NDArray[Any]:
+    """A .npy file of one dimension, mapped without a descriptor: hundreds of runs are open at once."""
+    with path.open("rb") as file:
+        np.lib.format.read_magic(file)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        data = map_file(path, path.stat().st_size)[file.tell() :]
+    if len(shape) != 1 or dtype.hasobject or len(data) != shape[0] * dtype.itemsize:
+        raise ValueError(f"{len(data):,} bytes of {dtype} in shape {shape}")
+    return data.view(dtype)
 
 
 class Stretch(NamedTuple):
@@ -208,6 +221,11 @@ def _slices(run: Run, start: int, stop: int, leading: int) -> Iterator[Stretch]:
 def _keys(words: U64, form: WindowForm, start: int, stop: int) -> U64:
     keys = words[start * form.n_words : stop * form.n_words]
     return keys if form.n_words == 1 else keys.reshape(-1, 2)
+
+
+def slice_room(n_runs: int) -> int:
+    """The most windows of one stretch."""
+    return max(SLICE_WINDOWS, n_runs)
 
 
 class _Merger:

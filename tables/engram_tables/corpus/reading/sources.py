@@ -183,7 +183,20 @@ def find_files(
                 "give another --glob or directory"
             )
         files.extend(found)
+    _refuse_repeated(files)
     return tuple(files), skipped
+
+
+def _refuse_repeated(files: Sequence[CorpusFile]) -> None:
+    """A file that two of the paths name would count double."""
+    seen: set[str] = set()
+    for file in files:
+        if file.is_stream:
+            continue
+        place = file.url or os.path.abspath(str(file.path))  # noqa: PTH100 (links keep their names)
+        if place in seen:
+            raise InvalidInput(f"{file.source}: found it twice among the inputs, expected each once; name it once")
+        seen.add(place)
 
 
 def is_url(path: str | Path) -> bool:

@@ -230,7 +230,14 @@ def refuse_output(directory: Path, *, force: bool) -> None:
 
     `force` removes what is there, so that must be a directory which is empty or holds a token store of any version.
     """
-    refuse_foreign_output(directory, force=force, what="token store", suggestion="tokens", is_ours=has_manifest)
+    refuse_foreign_output(
+        directory,
+        force=force,
+        what="token store",
+        suggestion="tokens",
+        is_ours=has_manifest,
+        names=r"tokens\.json|shard-\d+\..*",
+    )
 
 
 def write_flushed(path: Path, content: bytes) -> None:

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engram_tables.corpus.outputs import refuse_overlap
+from engram_tables.corpus.outputs import refuse_found_overlap, refuse_overlap
 from engram_tables.corpus.reading.documents import ReadOptions, ReadOutcome
 from engram_tables.corpus.reading.pieces import Piece
 from engram_tables.corpus.reading.readers import Corpus, find_documents
@@ -30,7 +30,7 @@ from engram_tables.corpus.tokens.worker_pool import Finished, JobFailed, Reporte
 from engram_tables.corpus.work_directory import work_path
 from engram_tables.errors import CapacityError, InvalidInput
 from engram_tables.threads import resolve_threads
-from engram_tables.units import ProgressHook
+from engram_tables.units import ProgressHook, Stage, unwatched
 
 if TYPE_CHECKING:
     from engram_tables.address.vocabulary import Vocabulary
@@ -155,6 +155,8 @@ def plan_tokenize(
     for place in (output, work_path(output)):
         refuse_overlap(place, [*paths, *also_read])
     corpus = find_documents(paths, glob=glob, exclude=exclude, options=options)
+    for place in (output, work_path(output)):
+        refuse_found_overlap(place, corpus.files)
     return TokenizePlan(corpus=corpus, pieces=tuple(corpus.pieces(PIECE_BYTES)), output=output, vocabulary=vocabulary)
 
 
@@ -220,7 +222,7 @@ def tokens_of(
     exclude: Sequence[str] = (),
     options: ReadOptions | None = None,
     workers: int | None = None,
-    progress: ProgressHook | None = None,
+    stage: Stage = unwatched,
 ) -> Iterator[TokenStore]:
     """The tokens of one token store as they lie, or of any corpus in a temporary one that ends with the block.
 
@@ -235,6 +237,8 @@ def tokens_of(
         with open_tokens(paths[0]) as store:
             if vocabulary is not None:
                 store.check_tokenizer(vocabulary.tokenizer_sha256)
+            with stage("checking", "B") as progress:
+                store.verify(threads=workers, progress=progress)
             yield store
         return
     if vocabulary is None:
@@ -246,7 +250,8 @@ def tokens_of(
         plan = plan_tokenize(
             paths, vocabulary=vocabulary, output=Path(place) / "tokens", glob=glob, exclude=exclude, options=options
         )
-        run_tokenize(plan, workers=workers, progress=progress)
+        with stage("tokenising", "B") as progress:
+            run_tokenize(plan, workers=workers, progress=progress)
         with open_tokens(plan.output) as store:
             yield store
 

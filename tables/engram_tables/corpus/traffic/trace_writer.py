@@ -129,7 +129,9 @@ def plan_trace(
     if output is not None:
         if not writes:
             raise InvalidInput(f"{output}: found nothing to write there, expected none; leave out -o, or give --hits")
-        refuse_foreign_output(output, force=force, what="trace", suggestion="trace", is_ours=is_trace)
+        refuse_foreign_output(
+            output, force=force, what="trace", suggestion="trace", is_ours=is_trace, names=r"trace\.json|.*\.npy"
+        )
     plan_traffic(addresses, memory_bytes=memory_bytes, threads=threads)
     files: list[tuple[str, int]] = []
     if writes:
