@@ -293,5 +293,5 @@ def test_arrays_of_another_kind_are_refused(tmp_path: Path, kind: str, array: np
     form = WindowForm(order=1, canonical_size=300)
     save_run(run_from({(at,): 1 for at in range(40)}, form, np.uint32), tmp_path / "run")
     np.save(run_file(tmp_path / "run", kind), array)
-    with pytest.raises(InvalidInput, match="run: (found arrays of|not a whole run)"):
+    with pytest.raises(InvalidInput, match=r"run: (found arrays of|not a whole run)"):
         open_run(tmp_path / "run", form)
