@@ -192,7 +192,7 @@ def _plan(tmp_path: Path, name: str, *, n_tokens: int = 60_000, **options: Any) 
 def _watched(hook: Hook) -> Callable[[str, str], AbstractContextManager[Hook]]:
     @contextmanager
     def stage(task: str, unit: str) -> Iterator[Hook]:
-        assert unit == "tokens"
+        assert unit == ("B" if task == "checking" else "tokens")
         yield hook if task == "counting" else lambda _done, _total: None
 
     return stage
