@@ -59,8 +59,8 @@ def memory() -> Iterator[Any]:
 @pytest.fixture
 def remote(memory: Any) -> str:
     for name in FILES:
-        memory.pipe(f"/root/{name}", name.encode())
-    return "memory://root"
+        memory.pipe(f"/shelf/{name}", name.encode())
+    return "memory://shelf"
 
 
 def found_below(corpus: Corpus, root: str) -> list[str]:
@@ -90,7 +90,7 @@ def test_patterns_name_files_and_directories_as_a_shell_does(tree: Path, pattern
 
 @pytest.mark.parametrize(("pattern", "expected"), PATTERNS[:-1])
 def test_patterns_of_urls_name_the_same(remote: str, pattern: str, expected: list[str]) -> None:
-    assert found_below(find_documents([f"{remote}/{pattern}"]), "root") == expected
+    assert found_below(find_documents([f"{remote}/{pattern}"]), "shelf") == expected
 
 
 def test_a_pattern_without_a_folder_is_relative(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +112,7 @@ def test_exclude_and_glob_hold_in_directories_and_exclude_below_patterns(
     root: str, request: pytest.FixtureRequest
 ) -> None:
     place = str(request.getfixturevalue(root))
-    below = place if root == "tree" else "root"
+    below = place if root == "tree" else "shelf"
     corpus = find_documents([f"{place}/**/*.txt"], exclude=("test", "x*"))
     assert found_below(corpus, below) == ["a.txt", "b/c.txt", "b/d/e.txt"]
     assert corpus.skipped == {Skipped.EXCLUDED: 3}
@@ -129,7 +129,7 @@ def test_patterns_count_what_they_name_and_cannot_read(tree: Path) -> None:
     assert corpus.skipped == {Skipped.DANGLING: 1, Skipped.REPEATED: 1}
 
 
-@pytest.mark.parametrize("path", ["{}/no*", "{}/no/*.txt", "{}/a.txt/*", "memory://root/no*", "memory://nowhere/*"])
+@pytest.mark.parametrize("path", ["{}/no*", "{}/no/*.txt", "{}/a.txt/*", "memory://shelf/no*", "memory://nowhere/*"])
 def test_a_pattern_that_names_nothing_is_refused(tree: Path, remote: str, path: str) -> None:
     with pytest.raises(InvalidInput, match="none matches it as a pattern"):
         find_documents([path.format(tree)])
@@ -169,7 +169,7 @@ def test_token_files_behind_urls_are_cut_too(memory: Any, tmp_path: Path) -> Non
     [
         ("bogus://x/y", InvalidInput, "found the protocol 'bogus'.*expected one that fsspec knows"),
         ("memory://nowhere", InvalidInput, "no such file or directory"),
-        ("memory://root/a.txt/b", InvalidInput, "no such file or directory"),
+        ("memory://shelf/a.txt/b", InvalidInput, "no such file or directory"),
     ],
 )
 def test_urls_that_name_nothing_are_refused(remote: str, url: str, error: type[Exception], message: str) -> None:
