@@ -232,6 +232,19 @@ def test_damaged_files_are_refused(tiny_vocab_file: Path, tmp_path: Path) -> Non
         load_vocabulary(tmp_path / "missing.parquet")
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted where Linux lists them")
+def test_loading_starts_no_thread_that_could_outlive_the_process(tiny_vocab_file: Path) -> None:
+    """One of Arrow's that holds a Python object when the process ends aborts it."""
+    script = (
+        "import os, sys, pyarrow.parquet; from engram_tables.address.vocabulary import load_vocabulary; "
+        "count = lambda: len(os.listdir('/proc/self/task')); before = count(); load_vocabulary(sys.argv[1]); "
+        "print(before, count())"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tiny_vocab_file)], capture_output=True, text=True)
+    before, after = done.stdout.split()
+    assert before == after, done.stderr
+
+
 def test_truncation_and_padding_in_the_file_do_not_cut_texts(tiny_tokenizer_json: Path, tmp_path: Path) -> None:
     data = json.loads(tiny_tokenizer_json.read_bytes())
     data["truncation"] = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}

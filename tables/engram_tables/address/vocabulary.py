@@ -314,10 +314,13 @@ def read_vocabulary(file: BinaryIO, where: str) -> Vocabulary:
 
 def _parse_vocabulary(file: BinaryIO) -> tuple[dict[str, Any], Vocabulary]:
     """Header and content; any of several exceptions if the file is damaged."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
     import zstandard
 
-    parquet = pq.ParquetFile(file, page_checksum_verification=True)
+    # From memory and in this thread: a thread of Arrow's that still holds a Python object when the process ends,
+    # after Ctrl-C for instance, aborts it.
+    parquet = pq.ParquetFile(pa.py_buffer(file.read()), page_checksum_verification=True, pre_buffer=False)
     metadata = parquet.metadata.metadata or {}
     if _HEADER_KEY not in metadata or _TOKENIZER_KEY not in metadata:
         raise ValueError(f"a Parquet file without {_HEADER_KEY.decode()}")
@@ -326,7 +329,7 @@ def _parse_vocabulary(file: BinaryIO) -> tuple[dict[str, Any], Vocabulary]:
         raise ValueError(f"expected schema {_SCHEMA!r}")
     if not parquet.schema_arrow.equals(_columns()):
         raise ValueError(f"expected the columns {_columns().to_string()}")
-    table = parquet.read()
+    table = parquet.read(use_threads=False)
     if table.num_rows == 0 or any(column.null_count for column in table.columns):
         raise ValueError("no token, or a null among them")
     if not np.array_equal(table["token_id"].to_numpy(), np.arange(table.num_rows)):
