@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from engram_tables.address import reference
@@ -129,6 +129,8 @@ def test_wrong_normalisers_give_the_wrong_sizes_published_for_them(name: str, v4
 
 
 @given(st.text())
+@example("\ue000")
+@example(" a\ue000 ")
 @settings(max_examples=3000, deadline=None)
 def test_normaliser_equals_its_plain_python_twin(text: str) -> None:
     # The tokenizers library knows the marks of an older Unicode than Python does: U+1CF00 is one to Python alone.

@@ -28,7 +28,8 @@ def normalise(text: str) -> str:
     text = unicodedata.normalize("NFD", unicodedata.normalize("NFKC", text))
     text = "".join(c for c in text if not unicodedata.category(c).startswith("M"))
     text = re.sub(r"[ \t\r\n]+", " ", "".join(c.lower() for c in text))
-    return text if text == " " else text.strip(WHITE_SPACE)
+    # A lone space survives the strip as U+E000, which becomes a space again wherever it came from.
+    return ("\ue000" if text == " " else text.strip(WHITE_SPACE)).replace("\ue000", " ")
 
 
 def byte_alphabet() -> dict[str, int]:
