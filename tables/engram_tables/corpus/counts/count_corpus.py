@@ -25,10 +25,10 @@ from engram_tables.corpus.reading.documents import ReadOptions
 from engram_tables.corpus.reading.readers import STANDARD_INPUT, find_documents
 from engram_tables.corpus.tokens.token_store import TokenStore, is_token_store, open_tokens
 from engram_tables.corpus.tokens.tokenize_corpus import PIECE_BYTES, TokenizePlan, run_tokenize
-from engram_tables.corpus.work_directory import WorkDirectory, work_path
 from engram_tables.errors import CapacityError, InvalidInput
 from engram_tables.threads import resolve_threads
 from engram_tables.units import Stage, unwatched
+from engram_tables.work_directory import WorkDirectory, work_path
 
 if TYPE_CHECKING:
     from engram_tables.address.vocabulary import Vocabulary

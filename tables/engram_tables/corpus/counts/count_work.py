@@ -45,11 +45,11 @@ from engram_tables.corpus.counts.runs import (
 )
 from engram_tables.corpus.counts.unpacking import Unpacker
 from engram_tables.corpus.tokens.array_file import file_digest
-from engram_tables.corpus.work_directory import WorkDirectory, publish_record, read_record
 from engram_tables.errors import CapacityError
 from engram_tables.files import fsync_directory, give_second_name, new_directory
 from engram_tables.threads import run_all
 from engram_tables.units import format_bytes
+from engram_tables.work_directory import WorkDirectory, publish_record, read_record
 
 if TYPE_CHECKING:
     from engram_tables.address.vocabulary import Vocabulary

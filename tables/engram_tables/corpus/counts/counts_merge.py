@@ -23,10 +23,10 @@ from engram_tables.corpus.counts.ngram_counts import NO_NEXT, NgramCounts
 from engram_tables.corpus.counts.runs import new_run
 from engram_tables.corpus.counts.windows import WindowForm
 from engram_tables.corpus.outputs import refuse_overlap
-from engram_tables.corpus.work_directory import WorkDirectory, work_path
 from engram_tables.errors import InvalidInput, SpecMismatch
 from engram_tables.threads import resolve_threads
 from engram_tables.units import Stage, unwatched
+from engram_tables.work_directory import WorkDirectory, work_path
 
 WORK_SCHEMA = "engram.counts-merge-work/1"
 COMMAND = "engram counts merge"

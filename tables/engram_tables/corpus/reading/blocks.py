@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Protocol, TextIO, cast
 
-from engram_tables.corpus.reading.remote import remote_filesystem, remote_noted
 from engram_tables.corpus.reading.sources import CorpusFile
 from engram_tables.errors import InvalidInput
+from engram_tables.remote import remote_filesystem, remote_noted
 
 BLOCK_BYTES = 1 << 20
 _STEP_BYTES = {"gzip": 1 << 14, "zstd": 1 << 13}

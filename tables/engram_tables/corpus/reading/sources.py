@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from engram_tables.corpus.reading.remote import RemoteFilesystem, remote_filesystem, remote_noted
 from engram_tables.errors import InvalidInput
+from engram_tables.remote import RemoteFilesystem, remote_filesystem, remote_noted
 
 STANDARD_INPUT = "-"
 _SEARCHING = "while looking for the corpus's files"

@@ -27,10 +27,10 @@ from engram_tables.corpus.tokens.token_store import TokenStore, is_token_store, 
 from engram_tables.corpus.tokens.tokenize_piece import EncoderChoice, Numbered, PieceResult, PieceTask, Step
 from engram_tables.corpus.tokens.tokenize_work import FinishedShard, TokenizeWork
 from engram_tables.corpus.tokens.worker_pool import Finished, JobFailed, Reported, WorkerLost, WorkerPool
-from engram_tables.corpus.work_directory import work_path
 from engram_tables.errors import CapacityError, InvalidInput
 from engram_tables.threads import resolve_threads
 from engram_tables.units import ProgressHook, Stage, unwatched
+from engram_tables.work_directory import work_path
 
 if TYPE_CHECKING:
     from engram_tables.address.vocabulary import Vocabulary

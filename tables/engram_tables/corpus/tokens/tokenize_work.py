@@ -15,8 +15,8 @@ from engram_tables.corpus.reading.documents import BadLine, ReadOutcome
 from engram_tables.corpus.tokens.array_file import file_digest
 from engram_tables.corpus.tokens.token_manifest import FILE_KINDS, MANIFEST_NAME, manifest_bytes, shard_file
 from engram_tables.corpus.tokens.token_shards import write_flushed
-from engram_tables.corpus.work_directory import WorkDirectory, publish_record, read_record
 from engram_tables.files import fsync_directory, give_second_name, new_directory
+from engram_tables.work_directory import WorkDirectory, publish_record, read_record
 
 PLAN_SCHEMA = "engram.tokenize-work/1"
 SHARD_SCHEMA = "engram.tokenize-shard/1"

@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engram_tables.corpus import work_directory
-from engram_tables.corpus.work_directory import (
+from engram_tables import work_directory
+from engram_tables.errors import InvalidInput
+from engram_tables.work_directory import (
     PLAN_NAME,
     WorkDirectory,
     publish_record,
@@ -23,7 +24,6 @@ from engram_tables.corpus.work_directory import (
     record_digest,
     work_path,
 )
-from engram_tables.errors import InvalidInput
 
 PLAN = {"schema": "engram.test-work/1", "inputs": ["a", "b"], "options": {"n": 1}}
 
@@ -96,7 +96,7 @@ def test_it_is_held_by_one_run_at_a_time(tmp_path: Path) -> None:
         with pytest.raises(InvalidInput, match="another `engram test` at work there"):
             open_work(tmp_path / "w", restart=restart)
     program = (
-        "import sys; from pathlib import Path; from engram_tables.corpus.work_directory import WorkDirectory\n"
+        "import sys; from pathlib import Path; from engram_tables.work_directory import WorkDirectory\n"
         "WorkDirectory.open(Path(sys.argv[1]), {'schema': 'engram.test-work/1'}, command='engram test', restart=True)"
     )
     other = subprocess.run([sys.executable, "-c", program, tmp_path / "w"], capture_output=True, check=False)
