@@ -13,8 +13,20 @@ import sys
 import tempfile
 from pathlib import Path
 
-BENCHMARKS = ("hashing", "families", "gather", "cold", "build", "tokens", "count", "count_disk", "traffic")
-NEED_DIRECTORY = ("cold", "build")
+BENCHMARKS = (
+    "hashing",
+    "families",
+    "codecs",
+    "gather",
+    "cold",
+    "build",
+    "repack",
+    "tokens",
+    "count",
+    "count_disk",
+    "traffic",
+)
+NEED_DIRECTORY = ("cold", "build", "repack")
 
 
 def main() -> None:

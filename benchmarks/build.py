@@ -28,9 +28,10 @@ from engram_tables.address.spec import AddressSpec, HistoryRule, LayerAddressing
 from engram_tables.measure.environment import command_line, describe
 from engram_tables.measure.timing import Case, interleave
 from engram_tables.storage import reference
-from engram_tables.storage.codecs import CODEC_NAMES, get_codec
-from engram_tables.storage.initialise import RowFiller
+from engram_tables.storage.codecs import FRESH_CODEC_NAMES, get_codec
+from engram_tables.storage.initialise import Init, RowFiller
 from engram_tables.storage.layout import LAYOUT_NAMES
+from engram_tables.storage.makers import InitMaker
 from engram_tables.storage.manifest import BLOCK_BYTES
 from engram_tables.storage.reader import StoredTable
 from engram_tables.storage.verify import verify_table
@@ -47,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--directory", type=Path, default=Path(), help="on the disk to write to")
     parser.add_argument("--bytes", type=parse_bytes, default=2**30, help="size of the table")
-    parser.add_argument("--codec", choices=CODEC_NAMES, default="fp8-e4m3-e8m0")
+    parser.add_argument("--codec", choices=FRESH_CODEC_NAMES, default="fp8-e4m3-e8m0")
     parser.add_argument("--layout", choices=LAYOUT_NAMES, default="packed")
     parser.add_argument("--init", choices=("normal", "zeros"), default="normal")
     parser.add_argument("--threads", type=int)
@@ -72,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
         "threads": n_threads,
         "codec": options.codec,
         "layout": options.layout,
-        "init": dict(plan.manifest.init),
+        "init": init_of(plan).record(),
         "row_bytes": plan.manifest.row_bytes,
         "block_bytes": plan.manifest.block_bytes,
         "total_bytes": plan.total_bytes,
@@ -101,21 +102,27 @@ def make_plan(n_bytes: int, *, codec: str, layout: str, init: str) -> TablePlan:
     return plan_table(spec, codec=codec, layout=layout, init=init)
 
 
+def init_of(plan: TablePlan) -> Init:
+    """The first values of a plan that has them."""
+    assert isinstance(plan.maker, InitMaker)
+    return plan.maker.init
+
+
 def find_fault(plan: TablePlan, target: Path) -> str | None:
     """What is wrong with the table, if anything."""
     if not verify_table(target).is_whole:
         return "blocks differ from their digests"
-    init, n_rows = plan.init, plan.n_rows
+    init, n_rows = init_of(plan), plan.n_rows
     with StoredTable(target) as table:
         rows = np.unique(np.linspace(0, n_rows - 1, 50).astype(np.int64))
-        for row, shard_idx, offset in zip(rows.tolist(), *table.locate(LAYER_ID, rows), strict=True):
+        for row, file_idx, offset in zip(rows.tolist(), *table.locate(LAYER_ID, rows), strict=True):
             values = [0.0] * ROW_WIDTH
             if init.std is not None:
                 values = [
                     reference.normal_value(init.seed, LAYER_ID, row, column, row_width=ROW_WIDTH, std=init.std)
                     for column in range(ROW_WIDTH)
                 ]
-            record = table.mapping(int(shard_idx))[offset : offset + table.row_bytes]
+            record = table.mapping(int(file_idx))[offset : offset + table.row_bytes]
             if bytes(record) != reference.encode_row(plan.manifest.codec, values):
                 return f"row {row} differs from the reference"
     return None
@@ -145,7 +152,7 @@ def cases(plan: TablePlan, target: Path, n_threads: int) -> dict[str, Case]:
         over_blocks(lambda thread, _block, n_bytes: hashlib.sha256(memoryview(blocks[thread])[:n_bytes]).digest())
 
     row_bytes = plan.manifest.row_bytes
-    fillers = [RowFiller(plan.init, get_codec(plan.manifest.codec), ROW_WIDTH) for _ in range(n_threads)]
+    fillers = [RowFiller(init_of(plan), get_codec(plan.manifest.codec), ROW_WIDTH) for _ in range(n_threads)]
     records = [np.zeros((BLOCK_BYTES // row_bytes, row_bytes), np.uint8) for _ in range(n_threads)]
 
     def fill_blocks(_: object) -> None:

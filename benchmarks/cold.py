@@ -1,9 +1,17 @@
-"""Cold reads of 264-byte rows by the direct engine against fio's io_uring at depth 64, on the same file in turn.
+"""Cold reads of 264-byte rows: what a row costs planar, packed and page; and the direct engine against fio.
 
     python -m benchmarks.cold [--size 4GiB] [--repeats 5] [--seconds 2] [--directory DIR] [--record FILE]
 
-Timed: `Table.fetch_rows` of 65,536 uniform rows into a buffer that has been written before. The bytes are compared
-with a slow reading first. Direct reads do not fill the page cache; what was resident is measured all the same.
+A checkpoint in the form of a release (all weights, then all scales, in one safetensors file) is written and repacked
+into a packed and a page table. Two measurements follow, each after its bytes were compared with a slow reading:
+
+1. Reads and bytes a row, by the counters of the block device around one `Table.fetch_rows` of rows of which no two
+   share a page in any layout, files evicted before. Through the page cache (engine pread) the device gives whole
+   pages, which are held against the bars; engine direct reads in units of the device. What other processes read
+   meanwhile counts as well; beside it stands what the system has charged to this process alone.
+2. Rows a second of the direct engine on the packed table against fio's io_uring at depth 64 on the same file, in
+   turn. Timed: `Table.fetch_rows` of 65,536 uniform rows into a buffer that has been written before. Direct reads do
+   not fill the page cache; what was resident is measured all the same.
 """
 
 from __future__ import annotations
@@ -12,56 +20,75 @@ import argparse
 import json
 import sys
 import tempfile
+import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from engram_tables.address.spec import AddressSpec, HistoryRule, LayerAddressing
+from engram_tables.errors import BackendUnavailable
 from engram_tables.fetch.reference import read_rows
 from engram_tables.fetch.table import Table, open_table
 from engram_tables.measure.ceilings import fio_random_reads
-from engram_tables.measure.environment import command_line, describe
+from engram_tables.measure.environment import command_line, describe, device_reads
 from engram_tables.measure.residency import evict
 from engram_tables.measure.timing import Case, interleave
-from engram_tables.storage.writer import build_table, plan_table
-from engram_tables.units import parse_bytes
+from engram_tables.storage.repack import plan_repack
+from engram_tables.storage.sources.opening import SourceRows, open_source
+from engram_tables.storage.sources.source import closing
+from engram_tables.storage.writer import build_table
+from engram_tables.units import PAGE_BYTES, parse_bytes
 
+WEIGHT_BYTES, SCALE_BYTES = 256, 8
+ROW_BYTES = WEIGHT_BYTES + SCALE_BYTES
 BATCH_ROWS = 65_536
 GOAL = 0.8
+COUNTED_ROWS = 4096
+# Two pages of scales: rows this far apart share no page in any layout.
+_ROWS_APART = 2 * PAGE_BYTES // SCALE_BYTES
+# Pages a row from the device, as a row of 264 bytes has them: a page for each place, and one more where it crosses.
+BARS = {"planar": (2.0, 2.1), "packed": (1.05, 1.08), "page": (1.0, 1.02)}
+ENGINES = ("pread", "direct")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run and print; 0, 5 without fio, or 6 if the bytes are wrong."""
+    """Run and print; 0, 5 without fio, or 6 if bytes are wrong or a layout costs other pages than it should."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=parse_bytes, default=parse_bytes("4GiB"), help="bytes of rows")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each fio run")
-    parser.add_argument("--directory", type=Path, default=Path.cwd(), help="where the file is made; a disk, no tmpfs")
-    parser.add_argument("--threads", type=int, help="of the direct engine; its default is 64")
+    parser.add_argument("--directory", type=Path, default=Path.cwd(), help="where files are made; a disk, no tmpfs")
+    parser.add_argument("--threads", type=int, help="of the engines; their default is 64")
     parser.add_argument("--record", type=Path)
     options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory(dir=options.directory) as scratch:
-        path = Path(scratch) / "table"
-        build_table(
-            plan_table(
-                one_layer(options.size // 264),
-                codec="fp8-e4m3-e8m0",
-                layout="packed",
-                init="normal",
-                shard_bytes=2 * options.size,
-            ),
-            path,
-        )
-        with open_table(path) as table:
-            record = measure(table, options)
-    if record["status"] != "measured":
-        print(f"{record['status']}: {record['reason']}", file=sys.stderr)
-        return 6 if record["status"] == "mismatch" else 5
+    spec = one_layer(options.size // ROW_BYTES)
+    with tempfile.TemporaryDirectory(dir=options.directory) as scratch, ExitStack() as stack:
+        checkpoint = write_planar(Path(scratch) / "model.safetensors", spec.n_rows)
+        tables = {"planar": Table(SourceRows(open_source(checkpoint, spec=spec)))}
+        for layout in ("packed", "page"):
+            with closing(open_source(checkpoint, spec=spec)) as source:
+                build_table(plan_repack(source, layout=layout, shard_bytes=2 * options.size), Path(scratch) / layout)
+            tables[layout] = open_table(Path(scratch) / layout)
+        for table in tables.values():
+            stack.enter_context(table)
+        record: dict[str, Any] = {
+            "schema": "engram.benchmark-cold/2",
+            "command": command_line(),
+            "environment": describe(checkpoint),
+            "layouts": count_pages(tables, options),
+            "speed": measure_speed(tables["packed"], options),
+        }
     show(record)
     if options.record is not None:
         options.record.write_text(json.dumps(record, indent=1) + "\n")
-    return 0
+    if "mismatch" in (record["layouts"]["status"], record["speed"]["status"]):
+        return 6
+    if not all(point["is_within_bar"] is not False for point in record["layouts"].get("points", ())):
+        print("check failed: a layout costs other pages than it should", file=sys.stderr)
+        return 6
+    return 0 if record["speed"]["status"] == "measured" else 5
 
 
 def one_layer(n_rows: int) -> AddressSpec:
@@ -70,25 +97,143 @@ def one_layer(n_rows: int) -> AddressSpec:
     return AddressSpec(
         name="cold-benchmark", provenance="benchmarks/cold.py", canonical_size=1 << 20,
         history=HistoryRule(fill_id=0), orders=(2,),
-        layers=(layer,), row_width=256,
+        layers=(layer,), row_width=WEIGHT_BYTES,
     )  # fmt: skip
 
 
-def measure(table: Table, options: argparse.Namespace) -> dict[str, Any]:
-    """fio and the engine, one after the other, `repeats` times."""
-    shard = table.stored.shards[0]
+def write_planar(path: Path, n_rows: int) -> Path:
+    """Random rows as V4.1's checkpoint holds them: a header padded to 8 bytes, all weights, all scales."""
+    stop = n_rows * WEIGHT_BYTES
+    tensors = {
+        "weight": ("F8_E4M3", WEIGHT_BYTES, 0, stop),
+        "scale": ("F8_E8M0", SCALE_BYTES, stop, stop + n_rows * SCALE_BYTES),
+    }
+    entries = {
+        f"layers.0.engram.embed.{name}": {"dtype": dtype, "shape": [n_rows, width], "data_offsets": [start, end]}
+        for name, (dtype, width, start, end) in tensors.items()
+    }
+    header = json.dumps(entries).encode()
+    header += b" " * (-len(header) % 8)
+    rng = np.random.default_rng(0)
+    with path.open("xb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for start in range(0, n_rows * ROW_BYTES, 1 << 26):
+            file.write(rng.bytes(min(1 << 26, n_rows * ROW_BYTES - start)))
+    return path
+
+
+# What a row costs.
+
+
+def count_pages(tables: dict[str, Table], options: argparse.Namespace) -> dict[str, Any]:
+    """Device reads and bytes a row of each layout through each engine, in turn."""
+    files = {layout: [file.path for file in table.stored.files] for layout, table in tables.items()}
+    n_rows = tables["packed"].spec.n_rows
+    n_batch = min(COUNTED_ROWS, n_rows // (2 * _ROWS_APART))
+    if n_batch == 0 or device_reads(files["packed"][0]) is None:
+        reason = f"{n_rows} rows are too few" if n_batch == 0 else "the block device under the files has no counters"
+        return {"status": "waived", "reason": reason}
     rng = np.random.default_rng()
-    rows = rng.integers(0, shard.n_rows, 4096)
-    found = table.fetch_rows(0, rows, engine="direct", threads=options.threads)
+    rows = _rows_apart(rng, n_rows, n_batch)
+    expected = {layout: read_rows(table.stored, 0, rows) for layout, table in tables.items()}
+    engines, waived = [], {}
+    for engine in ENGINES:
+        try:
+            for layout, table in tables.items():
+                found = table.fetch_rows(0, rows, engine=engine, threads=options.threads)
+                if not (np.array_equal(found, expected[layout]) and np.array_equal(found, expected["planar"])):
+                    return {"status": "mismatch", "reason": f"{layout}, {engine}: bytes differ from a slow reading"}
+            engines.append(engine)
+        except BackendUnavailable as error:
+            waived[engine] = str(error)
+    out = np.full((n_batch, ROW_BYTES), 1, np.uint8)
+    samples: dict[tuple[str, str], list[dict[str, float]]] = {}
+    for repeat in range(options.repeats + 1):
+        for engine in engines:
+            for layout, table in tables.items():
+                rows = _rows_apart(rng, n_rows, n_batch)
+                sample: dict[str, float] = {"resident_bytes_before": evict(files[layout])}
+                before, own_before = device_reads(files[layout][0]), _own_read_bytes()
+                start_ns = time.perf_counter_ns()
+                table.fetch_rows(0, rows, out, engine=engine, threads=options.threads)
+                sample["elapsed_ns"] = time.perf_counter_ns() - start_ns
+                after, own_after = device_reads(files[layout][0]), _own_read_bytes()
+                assert before is not None
+                assert after is not None
+                sample["reads_per_row"] = (after[0] - before[0]) / n_batch
+                sample["bytes_per_row"] = (after[1] - before[1]) / n_batch
+                if own_before is not None and own_after is not None:
+                    sample["own_bytes_per_row"] = (own_after - own_before) / n_batch
+                sample["touched_pages_per_row"] = _touched_pages(table, rows) / n_batch
+                # The first round reads the filesystem's own maps of the files as well.
+                if repeat:
+                    samples.setdefault((layout, engine), []).append(sample)
+    points = [_point(layout, engine, n_batch, found) for (layout, engine), found in samples.items()]
+    if not any(point["reads_per_row"] for point in points):
+        return {"status": "waived", "reason": "the device's counters do not move: something else answers the reads"}
+    return {"status": "measured", "rows_per_batch": n_batch, "waived_engines": waived, "points": points}
+
+
+def _rows_apart(rng: np.random.Generator, n_rows: int, n_batch: int) -> Any:
+    """One row of each of `n_batch` equal ranges, in random order, none near the next range."""
+    step = n_rows // n_batch
+    return rng.permutation(np.arange(n_batch) * step + rng.integers(0, step - _ROWS_APART, n_batch))
+
+
+def _touched_pages(table: Table, rows: Any) -> int:
+    """Pages that hold the parts of these records, by arithmetic."""
+    n_pages = 0
+    for part_idx, part in enumerate(table.stored.parts):
+        offsets = table.stored.locate(0, rows, part_idx).offsets
+        n_pages += int(((offsets + part.n_bytes - 1) // PAGE_BYTES - offsets // PAGE_BYTES + 1).sum())
+    return n_pages
+
+
+def _own_read_bytes() -> int | None:
+    """Bytes that the system has fetched from devices for this process; None where it does not say."""
+    counters = Path("/proc/self/io")
+    lines = counters.read_text().splitlines() if counters.exists() else []
+    return next((int(line.split()[1]) for line in lines if line.startswith("read_bytes:")), None)
+
+
+def _point(layout: str, engine: str, n_batch: int, samples: list[dict[str, float]]) -> dict[str, Any]:
+    middle = {name: float(np.median([sample[name] for sample in samples])) for name in samples[0]}
+    pages_per_row = middle["bytes_per_row"] / PAGE_BYTES
+    bar = BARS[layout] if engine == "pread" else None
+    return {
+        "layout": layout,
+        "engine": engine,
+        **middle,
+        "pages_per_row": pages_per_row,
+        "rows_per_s": n_batch * 1e9 / middle["elapsed_ns"],
+        "bar": bar,
+        "is_within_bar": None if bar is None else bool(bar[0] <= round(pages_per_row, 2) <= bar[1]),
+        "samples": samples,
+    }
+
+
+# How fast.
+
+
+def measure_speed(table: Table, options: argparse.Namespace) -> dict[str, Any]:
+    """fio and the direct engine, one after the other, `repeats` times."""
+    (file,) = table.stored.files
+    n_rows = table.spec.n_rows
+    rng = np.random.default_rng()
+    rows = rng.integers(0, n_rows, 4096)
+    try:
+        found = table.fetch_rows(0, rows, engine="direct", threads=options.threads)
+    except BackendUnavailable as error:
+        return {"status": "waived", "reason": str(error)}
     if not np.array_equal(found, read_rows(table.stored, 0, rows)):
         return {"status": "mismatch", "reason": "the engine's bytes differ from a slow reading; nothing was timed"}
-    left = evict([shard.path])
+    left = evict([file.path])
     out = np.full((BATCH_ROWS, table.row_bytes), 1, np.uint8)
     fio: list[dict[str, Any]] = []
 
     def by_fio() -> Any:
-        fio.append(fio_random_reads(shard.path, seconds=options.seconds))
-        return rng.integers(0, shard.n_rows, BATCH_ROWS)
+        fio.append(fio_random_reads(file.path, seconds=options.seconds))
+        return rng.integers(0, n_rows, BATCH_ROWS)
 
     def read(rows: Any) -> None:
         table.fetch_rows(0, rows, out, engine="direct", threads=options.threads)
@@ -100,11 +245,8 @@ def measure(table: Table, options: argparse.Namespace) -> dict[str, Any]:
     fio_reads_per_s = [run["reads_per_s"] for run in fio[1:]]
     rows_per_s = [BATCH_ROWS * 1e9 / elapsed_ns for elapsed_ns in samples.elapsed_ns]
     return {
-        "schema": "engram.benchmark-cold/1",
         "status": "measured",
-        "command": command_line(),
-        "environment": describe(shard.path),
-        "file_bytes": shard.file_bytes,
+        "file_bytes": file.file_bytes,
         "resident_bytes_before": left,
         "rows_per_batch": BATCH_ROWS,
         "fio": {"command": fio[0]["command"], "reads_per_s": fio_reads_per_s},
@@ -120,14 +262,29 @@ def measure(table: Table, options: argparse.Namespace) -> dict[str, Any]:
 
 def show(record: dict[str, Any]) -> None:
     """The record on a terminal."""
-    print(f"{record['file_bytes']:,} bytes, {record['resident_bytes_before']:,} of them in memory before")
+    layouts, speed = record["layouts"], record["speed"]
+    if layouts["status"] != "measured":
+        print(f"reads a row: {layouts['status']}: {layouts['reason']}")
+    for point in layouts.get("points", ()):
+        bar = "" if point["bar"] is None else f"; the bar is {point['bar'][0]} to {point['bar'][1]}"
+        own = f"{point['own_bytes_per_row'] / PAGE_BYTES:.3f}" if "own_bytes_per_row" in point else "not said"
+        print(
+            f"{point['layout']:7} {point['engine']:7} {point['reads_per_row']:5.2f} reads a row, "
+            f"{point['bytes_per_row']:6.0f} bytes ({point['pages_per_row']:.3f} pages{bar}); this process "
+            f"{own}, by arithmetic {point['touched_pages_per_row']:.3f}; "
+            f"{point['rows_per_s']:,.0f} rows/s"
+        )
+    if speed["status"] != "measured":
+        print(f"direct against fio: {speed['status']}: {speed['reason']}")
+        return
+    print(f"packed, {speed['file_bytes']:,} bytes, {speed['resident_bytes_before']:,} of them in memory before")
     for name, figures in (
-        ("fio io_uring 4 KiB, depth 64", record["fio"]["reads_per_s"]),
-        ("direct engine, 264-byte rows", record["direct"]["rows_per_s"]),
+        ("fio io_uring 4 KiB, depth 64", speed["fio"]["reads_per_s"]),
+        ("direct engine, 264-byte rows", speed["direct"]["rows_per_s"]),
     ):
         print(f"  {name}: {np.median(figures):10,.0f} a second ({min(figures):,.0f} to {max(figures):,.0f})")
-    cpu_us = record["direct"]["cpu_us_per_row"]
-    print(f"  ratio {record['ratio']:.2f}, the goal is {record['ratio_goal']}; {cpu_us:.1f} µs of CPU a row")
+    cpu_us = speed["direct"]["cpu_us_per_row"]
+    print(f"  ratio {speed['ratio']:.2f}, the goal is {speed['ratio_goal']}; {cpu_us:.1f} µs of CPU a row")
 
 
 if __name__ == "__main__":

@@ -69,15 +69,16 @@ def measure(n_rows: int, *, huge_pages: bool, repeats: int) -> dict[str, Any] | 
         # Each row holds its own number, so that a record from a wrong row is seen.
         part[:, :8] = np.arange(start, start + len(part)).view(np.uint8).reshape(-1, 8)
     out = np.full((BATCH_ROWS, ROW_BYTES), 1, np.uint8)
-    kernel = gather_kernel(ROW_BYTES)
+    kernel = gather_kernel(ROW_BYTES, ROW_BYTES)
+    limits = np.array([n_rows], np.int64)
     place = Placement(
-        first_shard=np.zeros(1, np.int64),
-        rows_per_shard=np.array([n_rows], np.int64),
-        n_rows=np.array([n_rows], np.int64),
+        extents=np.array([[0, 1]], np.int64),
+        extent_rows=limits,
+        first_rows=np.zeros(1, np.int64),
         bases=np.array([block.ctypes.data], np.uint64),
         cell_rows=1,
         cell_bytes=ROW_BYTES,
-        row_bytes=ROW_BYTES,
+        part_bytes=ROW_BYTES,
     )
 
     def draw() -> Any:
@@ -87,7 +88,7 @@ def measure(n_rows: int, *, huge_pages: bool, repeats: int) -> dict[str, Any] | 
         np.take(table, rows, axis=0, out=out, mode="clip")
 
     def gather(rows: Any) -> None:
-        if first_outside(rows, BATCH_ROWS, place.n_rows) >= 0:
+        if first_outside(rows, BATCH_ROWS, limits) >= 0:
             raise AssertionError("a row out of range")
         kernel(rows, 0, BATCH_ROWS, BATCH_ROWS, place, np.uint64(out.ctypes.data), PREFETCH_DISTANCE)
 

@@ -12,6 +12,8 @@ from engram_cli.commands import (
     build_vocab,
     count,
     counts,
+    diff,
+    export,
     golden,
     hash,
     inspect,
@@ -40,6 +42,8 @@ app.command("count")(guarded(count.count))
 app.command("trace")(guarded(trace.trace))
 app.command("build-table")(guarded(build_table.build_table))
 app.command("verify")(guarded(verify.verify))
+app.command("diff")(guarded(diff.diff))
+app.command("export")(guarded(export.export))
 app.command("bench-offload")(guarded(bench_offload.bench_offload))
 spec_app.command("list")(guarded(spec.list_presets))
 spec_app.command("show")(guarded(spec.show_spec))
@@ -52,6 +56,7 @@ counts_app.command("merge")(guarded(counts.merge))
 golden_app.command("emit")(guarded(golden.emit_golden))
 golden_app.command("check")(guarded(golden.check_golden))
 inspect_app.command("ngram")(guarded(inspect.inspect_ngram))
+inspect_app.command("header")(guarded(inspect.inspect_header))
 inspect_app.command("table")(guarded(inspect.inspect_table))
 inspect_app.command("vocab")(guarded(inspect.inspect_vocab))
 app.add_typer(spec_app)

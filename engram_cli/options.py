@@ -25,12 +25,12 @@ SpecFile = Annotated[
     typer.Option("--spec", metavar="FILE", help="A spec written by `engram spec make` or `export`."),
 ]
 ModelPath = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--model",
         "--config",
-        metavar="PATH",
-        help="What you hold of a model: its config.json, its directory, one .safetensors, or a .gguf.",
+        metavar="PATH|URL",
+        help="What you hold of a model: its config.json, its directory, one .safetensors, a .gguf, or a URL of one.",
     ),
 ]
 Eos = Annotated[
@@ -43,6 +43,22 @@ LayerIds = Annotated[
 ]
 VocabFile = Annotated[
     Path | None, typer.Option("--vocab", metavar="FILE", help="A vocabulary written by `engram build-vocab`.")
+]
+Revision = Annotated[
+    str | None,
+    typer.Option("--revision", metavar="NAME", help="Of a repository behind a URL: a branch, a tag or a commit."),
+]
+Opaque = Annotated[
+    bool, typer.Option("--opaque", help="Take rows that no codec reads as bytes, and do not look into them.")
+]
+RawRows = Annotated[
+    str | None,
+    typer.Option(
+        "--raw",
+        metavar="KEY=VALUE,...",
+        help="Rows without a container: codec=NAME or row-bytes=N, and where they are not the usual ones row-stride=N, "
+        "first-byte=N, layer=ID, first-row=N, rows=N.",
+    ),
 ]
 Glob = Annotated[
     str, typer.Option("--glob", metavar="PATTERN", help="What a file's name inside a directory must match: '*.py'.")

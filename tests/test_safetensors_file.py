@@ -267,7 +267,7 @@ def test_a_file_cut_after_its_header_was_read(path: Path) -> None:
     save_file({"a": np.arange(4)}, path)
     header = read_safetensors_header(path)
     os.truncate(path, path.stat().st_size - 1)
-    with pytest.raises(InvalidInput, match="31 bytes of tensor 'a', expected 32"):
+    with pytest.raises(InvalidInput, match=r"ends at byte \d+, expected \d+; it was cut short"):
         read_integers(header, "a")
 
 
@@ -288,7 +288,8 @@ def test_a_checkpoint_is_a_file_or_a_directory(tmp_path: Path) -> None:
     (tmp_path / "model.bin").write_bytes(b"other")
     headers = checkpoint_headers(tmp_path)
     assert [list(header.tensors) for header in headers] == [["t1"], ["t2"], ["t3"]]
-    assert checkpoint_headers(tmp_path / "model-2.safetensors") == [headers[1]]
+    (alone,) = checkpoint_headers(tmp_path / "model-2.safetensors")
+    assert (alone.name, alone.where, alone.tensors) == ("model-2.safetensors", headers[1].where, headers[1].tensors)
     (tmp_path / "model-0.safetensors").write_bytes(b"cut")
     with pytest.raises(InvalidInput, match="model-0"):
         checkpoint_headers(tmp_path)

@@ -10,11 +10,11 @@ from typing import Annotated, Any
 import typer
 
 from engram_cli import console
-from engram_cli.options import Exclude, Force, Glob, JsonFlag, Threads
+from engram_cli.options import Exclude, Force, Glob, JsonFlag, Threads, VocabFile
 
 
 def bench_offload(
-    table: Annotated[Path, typer.Argument(metavar="TABLE", help="A table written by `engram build-table`.")],
+    table: Annotated[Path, typer.Argument(metavar="TABLE", help="A table, or a checkpoint read where it lies.")],
     corpus: Annotated[
         list[str] | None,
         typer.Option(
@@ -24,6 +24,7 @@ def bench_offload(
             "Without it rows are uniform, which is a bound and not real text.",
         ),
     ] = None,
+    vocab: VocabFile = None,
     glob: Glob = "*",
     exclude: Exclude = None,
     rows_per_batch: Annotated[
@@ -56,6 +57,7 @@ def bench_offload(
       engram bench-offload my-table --corpus notes.txt --from disk
       engram bench-offload my-table --corpus notes.txt --record run.json
     """
+    from engram_tables import load_vocabulary
     from engram_tables.errors import InvalidInput
     from engram_tables.files import new_file, refuse_existing
     from engram_tables.measure.bench import bench_offload as bench
@@ -75,7 +77,15 @@ def bench_offload(
         read_threads=read_threads,
     )
     with console.progress("measuring", "points") as progress:
-        record = bench(table, corpus=corpus or (), glob=glob, exclude=exclude or (), plan=plan, progress=progress)
+        record = bench(
+            table,
+            corpus=corpus or (),
+            glob=glob,
+            exclude=exclude or (),
+            vocabulary=None if vocab is None else load_vocabulary(vocab),
+            plan=plan,
+            progress=progress,
+        )
     if record_file is not None:
         try:
             with new_file(record_file, force=force) as file:
@@ -108,8 +118,12 @@ def _show(record: dict[str, Any]) -> None:
     table, trace = record["table"], record["trace"]
     console.show(
         f"{table['path']}: {table['n_rows']:,} rows of {table['row_bytes']} bytes ({table['codec']}, "
-        f"{table['layout']}), {table['rows_per_token']} rows a token"
+        f"{table['layout'] or 'as released'}), {table['rows_per_token']} rows a token"
     )
+    if len(table["parts"]) > 1:
+        console.show(f"a row lies in {len(table['parts'])} places: {', '.join(table['parts'])}")
+    if not table["has_digests"]:
+        console.show("note: the rows have no digests, so what was read is not known to be what was released")
     if trace["is_real_text"]:
         console.show(
             f"rows of real text: {trace['tokens']:,} tokens of {trace['documents']:,} documents, "

@@ -10,7 +10,7 @@ import stat
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from engram_tables.errors import InvalidInput
 
@@ -31,6 +31,9 @@ class ByteFile(Protocol):
     name: str
     where: str
     file_bytes: int
+
+    def folder(self) -> Folder:
+        """The folder that it lies in."""
 
     def identity(self) -> Mapping[str, str | int]:
         """What must stay the same for the file to be the same: length and time, or entity tag and revision.
@@ -56,6 +59,7 @@ class ByteFile(Protocol):
         """Give back what is held; reads fail then."""
 
 
+@runtime_checkable
 class Folder(Protocol):
     """A directory of files, here or behind a URL.
 
@@ -69,10 +73,13 @@ class Folder(Protocol):
     where: str
 
     def names(self) -> list[str]:
-        """Names of the files directly in it, sorted."""
+        """Names of the files directly in it, sorted; `InvalidInput` where a server lists none."""
+
+    def find(self, name: str) -> ByteFile | None:
+        """One of them, or one of a folder below, by its path with `/`; None if it is not there."""
 
     def open(self, name: str) -> ByteFile:
-        """One of them, or one of a folder below, by its path with `/`; `InvalidInput` if it is not there."""
+        """The same; `InvalidInput` if it is not there."""
 
 
 class LocalFile:
@@ -88,6 +95,10 @@ class LocalFile:
         self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         self._close = weakref.finalize(self, os.close, self.fd)
         self.file_bytes = os.fstat(self.fd).st_size
+
+    def folder(self) -> LocalFolder:
+        """See `ByteFile`."""
+        return LocalFolder(self.path.parent)
 
     def identity(self) -> Mapping[str, str | int]:
         """See `ByteFile`."""
@@ -123,6 +134,9 @@ class LocalFile:
         self._close()
 
     def _check(self, offset: int, n_bytes: int) -> None:
+        # A closed file's descriptor may be another file's by now.
+        if not self._close.alive:
+            raise InvalidInput(f"{self.where}: closed already, expected an open file; open it again")
         if offset < 0 or n_bytes < 0 or offset + n_bytes > self.file_bytes:
             raise InvalidInput(
                 f"{self.where}: asked for bytes {offset} to {offset + n_bytes}, expected a range within its "
@@ -135,19 +149,34 @@ class LocalFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.name = path.name
+        self.name = path.absolute().name
         self.where = str(path)
 
     def names(self) -> list[str]:
         """See `Folder`."""
         return sorted(entry.name for entry in self.path.iterdir() if entry.is_file())
 
-    def open(self, name: str) -> LocalFile:
+    def find(self, name: str) -> LocalFile | None:
         """See `Folder`."""
         path = self.path / name
-        if not path.is_file():
-            raise InvalidInput(f"{path}: found no such file, expected one; is the directory whole?")
-        return LocalFile(path)
+        return LocalFile(path) if path.is_file() else None
+
+    def open(self, name: str) -> LocalFile:
+        """See `Folder`."""
+        file = self.find(name)
+        if file is None:
+            raise InvalidInput(f"{self.path / name}: found no such file, expected one; is the directory whole?")
+        return file
+
+
+def as_file(file: ByteFile | Path) -> ByteFile:
+    """`file` itself, or the file at a path, opened."""
+    return LocalFile(file) if isinstance(file, Path) else file
+
+
+def as_place(place: ByteFile | Folder | Path) -> ByteFile | Folder:
+    """`place` itself, or what is at a path; `InvalidInput` if nothing is there."""
+    return open_place(place) if isinstance(place, Path) else place
 
 
 def is_url(where: str) -> bool:
@@ -161,7 +190,7 @@ def open_place(where: str | Path, *, revision: str | None = None) -> ByteFile | 
     Parameters
     ----------
     revision
-        Of a repository behind a URL that has revisions; `InvalidInput` for a path.
+        Of a repository behind `hf://`; `InvalidInput` for others.
 
     Raises
     ------

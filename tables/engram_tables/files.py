@@ -63,17 +63,46 @@ def new_directory(path: Path, *, force: bool = False) -> Iterator[Path]:
         temporary.mkdir()
     try:
         if path.exists():
-            _check_exchange(temporary, path)
+            check_exchange(temporary, path)
         yield temporary
         fsync_directory(temporary)
-        if force and path.exists():
-            _rename(temporary, path, _RENAME_EXCHANGE)
-        else:
-            _rename_to_free_name(temporary, path)
+        rename_directory(temporary, path, force=force)
         fsync_directory(path.parent)
     finally:
         # After an exchange the temporary name holds the old directory.
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def rename_directory(source: Path, target: Path, *, force: bool) -> None:
+    """Give `source` the name `target` in one step; with `force` what is there takes the name `source` instead.
+
+    Raises
+    ------
+    InvalidInput
+        Without `force`, something has appeared at `target` in the meantime.
+    """
+    if force and target.exists():
+        _rename(source, target, _RENAME_EXCHANGE)
+    else:
+        _rename_to_free_name(source, target)
+
+
+def check_exchange(directory: Path, target: Path) -> None:
+    """Raise `BackendUnavailable` unless `target` could be exchanged for another directory; two throw-away ones in
+    `directory`, on the same filesystem, show it, so that a refusal comes before the work and not after it."""
+    one, two = directory / "exchange-a", directory / "exchange-b"
+    one.mkdir()
+    two.mkdir()
+    try:
+        _rename(one, two, _RENAME_EXCHANGE)
+    except OSError as error:
+        raise BackendUnavailable(
+            f"{target}: this filesystem cannot exchange two directories ({error.strerror}); "
+            "remove the old one first, or write under another name"
+        ) from None
+    finally:
+        one.rmdir()
+        two.rmdir()
 
 
 def give_second_name(source: Path, target: Path) -> None:
@@ -128,23 +157,6 @@ def _rename_to_free_name(source: Path, target: Path) -> None:
         raise InvalidInput(
             f"{target}: another process made it in the meantime; choose another name, or give --force"
         ) from None
-
-
-def _check_exchange(directory: Path, target: Path) -> None:
-    """Exchange two throw-away directories beside `target`, so that a refusal comes before the work and not after it."""
-    one, two = directory / "exchange-a", directory / "exchange-b"
-    one.mkdir()
-    two.mkdir()
-    try:
-        _rename(one, two, _RENAME_EXCHANGE)
-    except OSError as error:
-        raise BackendUnavailable(
-            f"{target}: this filesystem cannot exchange two directories ({error.strerror}); "
-            "remove the old one first, or write under another name"
-        ) from None
-    finally:
-        one.rmdir()
-        two.rmdir()
 
 
 def _rename(source: Path, target: Path, flags: int) -> None:

@@ -7,14 +7,13 @@ without an object for each, and tensor data are never touched. Versions 2 and 3,
 from __future__ import annotations
 
 import math
-import os
-import stat
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from engram_tables.byte_files import ByteFile, as_file
 from engram_tables.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -101,13 +100,14 @@ class GgufValue:
 class GgufTensor:
     """One tensor's place: dimensions with the fastest first, and its offset from the start of the file.
 
-    `type_name` is `type-<id>` where the type is not known; then nothing is known of its length either.
+    `type_name` is `type-<id>` where the type is not known; then nothing is known of its length, and `n_bytes` is 0.
     """
 
     type_id: int
     type_name: str
     dims: tuple[int, ...]
     offset: int
+    n_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +116,8 @@ class GgufHeader:
 
     Attributes
     ----------
+    file
+        Open, for whoever reads the tensors.
     alignment
         Tensor data begin at multiples of so many bytes.
     data_offset
@@ -126,18 +128,33 @@ class GgufHeader:
         Lengths of the arrays that were not, by key.
     tensors
         By name, in the header's order.
+    n_key_values, key_values_start, key_values_stop
+        How many there are, and the half-open bytes from the start of the file where they lie as they were written.
     """
 
-    path: Path
+    file: ByteFile
     version: int
     alignment: int
     data_offset: int
     values: dict[str, GgufValue]
     array_lengths: dict[str, int]
     tensors: dict[str, GgufTensor]
+    n_key_values: int
+    key_values_start: int
+    key_values_stop: int
+
+    @property
+    def name(self) -> str:
+        """Of the file, without directories."""
+        return self.file.name
+
+    @property
+    def where(self) -> str:
+        """The file's path or URL, for messages."""
+        return self.file.where
 
 
-def read_gguf(path: Path, wanted: Callable[[str], bool]) -> GgufHeader:
+def read_gguf(file: ByteFile | Path, wanted: Callable[[str], bool]) -> GgufHeader:
     """The header of one file, checked against the file's length.
 
     Parameters
@@ -159,40 +176,41 @@ def read_gguf(path: Path, wanted: Callable[[str], bool]) -> GgufHeader:
     Cost: one pass over the header, about 0.1 us a string that is stepped over. Not checked: strings that were not
     wanted, and where a tensor of an unknown type ends.
     """
-    # Looked at before it is opened: a named pipe would wait for its writer.
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise InvalidInput(f"{path}: found no regular file, expected a .gguf file; mend the path")
-    with path.open("rb") as file:
-        walk = _Walk(path, file, os.fstat(file.fileno()).st_size)
-        version = _read_version(walk)
-        n_tensors = walk.count("tensors", 8 + 4 + 4 + 8)
-        n_values = walk.count("key-values", 8 + 4 + 1)
-        values, array_lengths = _read_values(walk, n_values, wanted)
-        alignment = _take_alignment(walk, values, wanted)
-        relative = _read_tensors(walk, n_tensors)
-        data_offset = -(-walk.position // alignment) * alignment
-        tensors = {name: _placed(tensor, data_offset) for name, tensor in relative.items()}
-        _check_places(walk, tensors, alignment)
+    walk = _Walk(as_file(file))
+    version = _read_version(walk)
+    n_tensors = walk.count("tensors", 8 + 4 + 4 + 8)
+    n_values = walk.count("key-values", 8 + 4 + 1)
+    values_start = walk.position
+    values, array_lengths = _read_values(walk, n_values, wanted)
+    values_stop = walk.position
+    alignment = _take_alignment(walk, values, wanted)
+    relative = _read_tensors(walk, n_tensors)
+    data_offset = -(-walk.position // alignment) * alignment
+    tensors = {name: replace(tensor, offset=data_offset + tensor.offset) for name, tensor in relative.items()}
+    _check_places(walk, tensors, alignment)
     return GgufHeader(
-        path=path,
+        file=walk.file,
         version=version,
         alignment=alignment,
         data_offset=data_offset,
         values=values,
         array_lengths=array_lengths,
         tensors=tensors,
+        n_key_values=n_values,
+        key_values_start=values_start,
+        key_values_stop=values_stop,
     )
 
 
 class _Walk:
     """Reads a header from front to back through a window of the file; refuses whatever passes the file's end."""
 
-    def __init__(self, path: Path, file: BinaryIO, file_bytes: int) -> None:
-        self.path, self.file, self.file_bytes = path, file, file_bytes
+    def __init__(self, file: ByteFile) -> None:
+        self.file, self.where, self.file_bytes = file, file.where, file.file_bytes
         self.window, self.window_start, self.position = b"", 0, 0
 
     def invalid(self, found: str, expected: str) -> InvalidInput:
-        return InvalidInput(f"{self.path}: found {found}, expected {expected}; is it a whole GGUF file? copy it again")
+        return InvalidInput(f"{self.where}: found {found}, expected {expected}; is it a whole GGUF file? copy it again")
 
     def skip(self, n_bytes: int, what: str) -> None:
         """Step over bytes that the file must have."""
@@ -216,12 +234,8 @@ class _Walk:
 
     def _fill(self, start: int, n_bytes: int) -> None:
         """Make the window begin at `start` and hold `n_bytes` or more."""
-        self.file.seek(start)
-        self.window, self.window_start = self.file.read(max(n_bytes, _WINDOW_BYTES)), start
-        if len(self.window) < n_bytes:
-            raise self.invalid(
-                f"{len(self.window)} bytes from byte {start} on", f"{n_bytes}: it was cut in the meantime"
-            )
+        n_bytes = min(max(n_bytes, _WINDOW_BYTES), self.file_bytes - start)
+        self.window, self.window_start = self.file.read(start, n_bytes), start
 
     def u32(self, what: str) -> int:
         return int(_U32.unpack(self.take(4, what))[0])
@@ -264,13 +278,13 @@ class _Walk:
 def _read_version(walk: _Walk) -> int:
     magic = walk.take(4, "the magic number")
     if magic != _MAGIC:
-        raise InvalidInput(f"{walk.path}: found {magic!r} at its start, expected {_MAGIC!r}; name a .gguf file")
+        raise InvalidInput(f"{walk.where}: found {magic!r} at its start, expected {_MAGIC!r}; name a .gguf file")
     data = walk.take(4, "the version")
     version, swapped = (int.from_bytes(data, order) for order in ("little", "big"))
     if version not in _VERSIONS:
         found = f"version {swapped} in big-endian order" if swapped <= max(_VERSIONS) else f"version {version}"
         raise InvalidInput(
-            f"{walk.path}: found GGUF {found}, expected version {' or '.join(map(str, _VERSIONS))} in little-endian "
+            f"{walk.where}: found GGUF {found}, expected version {' or '.join(map(str, _VERSIONS))} in little-endian "
             "order; convert it anew"
         )
     return version
@@ -392,32 +406,27 @@ def _read_tensors(walk: _Walk, n_tensors: int) -> dict[str, GgufTensor]:
             raise walk.invalid(f"tensor {name!r} of {dims}", f"dimensions of {_INT64_MAX} at most")
         type_id, offset = walk.u32(f"the type of {name!r}"), walk.u64(f"the offset of {name!r}")
         type_name = _TENSOR_TYPES[type_id].name if type_id in _TENSOR_TYPES else f"type-{type_id}"
-        tensors[name] = GgufTensor(type_id=type_id, type_name=type_name, dims=dims, offset=offset)
+        n_bytes = _tensor_bytes(walk, name, type_id, dims)
+        tensors[name] = GgufTensor(type_id=type_id, type_name=type_name, dims=dims, offset=offset, n_bytes=n_bytes)
     return tensors
 
 
-def _placed(tensor: GgufTensor, data_offset: int) -> GgufTensor:
-    return GgufTensor(
-        type_id=tensor.type_id, type_name=tensor.type_name, dims=tensor.dims, offset=data_offset + tensor.offset
-    )
-
-
-def _tensor_bytes(walk: _Walk, name: str, tensor: GgufTensor) -> int:
+def _tensor_bytes(walk: _Walk, name: str, type_id: int, dims: tuple[int, ...]) -> int:
     """Length of a tensor's data, 0 where its type is not known."""
-    if tensor.type_id not in _TENSOR_TYPES:
+    if type_id not in _TENSOR_TYPES:
         return 0
-    _, block_values, block_bytes = _TENSOR_TYPES[tensor.type_id]
-    row_values, *others = tensor.dims or (1,)
+    type_name, block_values, block_bytes = _TENSOR_TYPES[type_id]
+    row_values, *others = dims or (1,)
     if row_values % block_values:
         raise walk.invalid(
-            f"tensor {name!r} of {tensor.type_name} with rows of {row_values} values", f"a multiple of {block_values}"
+            f"tensor {name!r} of {type_name} with rows of {row_values} values", f"a multiple of {block_values}"
         )
     return math.prod(others) * (row_values // block_values) * block_bytes
 
 
 def _check_places(walk: _Walk, tensors: dict[str, GgufTensor], alignment: int) -> None:
     """Tensors lie aligned, within the file, and apart."""
-    places = sorted((tensor.offset, _tensor_bytes(walk, name, tensor), name) for name, tensor in tensors.items())
+    places = sorted((tensor.offset, tensor.n_bytes, name) for name, tensor in tensors.items())
     end, before = 0, ""
     for start, n_bytes, name in places:
         if start % alignment:

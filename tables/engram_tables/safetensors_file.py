@@ -7,13 +7,12 @@ Accepted is what the format's own reader accepts, less duplicate keys.
 from __future__ import annotations
 
 import json
-import os
 import reprlib
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from engram_tables.byte_files import ByteFile, Folder, as_file, as_place
 from engram_tables.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 INDEX_NAME = "model.safetensors.index.json"
+_SINGLE_NAME = "model.safetensors"
 
 _MAX_HEADER_BYTES = 100_000_000
 _MAX_INDEX_BYTES = 2**28
@@ -55,6 +55,8 @@ class SafetensorsHeader:
 
     Attributes
     ----------
+    file
+        Open, for whoever reads the tensors.
     data_offset
         Bytes from the start of the file to the first tensor's data.
     metadata
@@ -63,13 +65,23 @@ class SafetensorsHeader:
         By name, in the header's order.
     """
 
-    path: Path
+    file: ByteFile
     data_offset: int
     metadata: dict[str, str]
     tensors: dict[str, TensorInfo]
 
+    @property
+    def name(self) -> str:
+        """Of the file, without directories."""
+        return self.file.name
 
-def read_safetensors_header(path: Path) -> SafetensorsHeader:
+    @property
+    def where(self) -> str:
+        """The file's path or URL, for messages."""
+        return self.file.where
+
+
+def read_safetensors_header(file: ByteFile | Path) -> SafetensorsHeader:
     """The header of one file, checked against the file's length.
 
     Raises
@@ -81,18 +93,19 @@ def read_safetensors_header(path: Path) -> SafetensorsHeader:
     OSError
         The file cannot be read.
     """
-    data, file_bytes = _read_header(path)
+    file = as_file(file)
+    where, data = file.where, _read_header(file)
     try:
         header = _parse_json(data)
     except (ValueError, RecursionError) as error:
-        raise _invalid(path, f"its header is no JSON ({error})", "an object of tensors") from None
+        raise _invalid(where, f"its header is no JSON ({error})", "an object of tensors") from None
     if not isinstance(header, dict):
-        raise _invalid(path, f"its header is a JSON {type(header).__name__}", "an object of tensors")
-    metadata = _metadata(path, header.pop("__metadata__", None))
+        raise _invalid(where, f"its header is a JSON {type(header).__name__}", "an object of tensors")
+    metadata = _metadata(where, header.pop("__metadata__", None))
     data_offset = 8 + len(data)
-    tensors = {name: _tensor_info(path, name, value, data_offset) for name, value in header.items()}
-    _check_ranges(path, tensors, data_offset, file_bytes)
-    return SafetensorsHeader(path=path, data_offset=data_offset, metadata=metadata, tensors=tensors)
+    tensors = {name: _tensor_info(where, name, value, data_offset) for name, value in header.items()}
+    _check_ranges(where, tensors, data_offset, file.file_bytes)
+    return SafetensorsHeader(file=file, data_offset=data_offset, metadata=metadata, tensors=tensors)
 
 
 def read_integers(header: SafetensorsHeader, name: str) -> npt.NDArray[np.int64]:
@@ -106,58 +119,56 @@ def read_integers(header: SafetensorsHeader, name: str) -> npt.NDArray[np.int64]
     """
     import numpy as np
 
-    path = header.path
     if name not in header.tensors:
-        raise _invalid(path, f"no tensor {name!r} among {len(header.tensors)}", "that name")
+        raise _invalid(header.where, f"no tensor {name!r} among {len(header.tensors)}", "that name")
     info = header.tensors[name]
-    where = f"tensor {name!r} is {info.dtype} {reprlib.repr(info.shape)}"
+    where = f"{header.where}: tensor {name!r} is {info.dtype} {reprlib.repr(info.shape)}"
     if info.dtype not in _INTEGER_DTYPES:
         raise InvalidInput(
-            f"{path}: {where}, expected one of {', '.join(_INTEGER_DTYPES)}; a constant that has been through a float "
+            f"{where}, expected one of {', '.join(_INTEGER_DTYPES)}; a constant that has been through a float "
             "is wrong: take it from its source"
         )
     n_bytes = info.stop - info.start
     if not 0 < n_bytes <= _MAX_ARRAY_BYTES or len(info.shape) > _MAX_ARRAY_DIMENSIONS:
         raise InvalidInput(
-            f"{path}: {where} of {n_bytes} bytes, expected 1 to {_MAX_ARRAY_BYTES} bytes in at most "
+            f"{where} of {n_bytes} bytes, expected 1 to {_MAX_ARRAY_BYTES} bytes in at most "
             f"{_MAX_ARRAY_DIMENSIONS} dimensions, as an array of constants has; name another tensor"
         )
-    with path.open("rb") as file:
-        file.seek(info.start)
-        data = file.read(n_bytes)
-    if len(data) != n_bytes:
-        raise _invalid(path, f"{len(data)} bytes of tensor {name!r}", f"{n_bytes}")
+    data = header.file.read(info.start, n_bytes)
     values = np.frombuffer(data, dtype=_INTEGER_DTYPES[info.dtype]).reshape(info.shape)
     if info.dtype == "U64" and int(values.max()) > _INT64_MAX:
         raise InvalidInput(
-            f"{path}: tensor {name!r} holds {int(values.max())}, expected at most {_INT64_MAX}; "
+            f"{header.where}: tensor {name!r} holds {int(values.max())}, expected at most {_INT64_MAX}; "
             "take the constants from their source"
         )
     return values.astype(np.int64)
 
 
-def checkpoint_headers(path: Path) -> list[SafetensorsHeader]:
-    """The headers of one .safetensors file, or of all in a directory, in the order of their names.
+def checkpoint_headers(place: ByteFile | Folder | Path) -> list[SafetensorsHeader]:
+    """The headers of one .safetensors file, or of all in a folder, in the order of their names.
 
-    An index beside them is not needed; `missing_files` says which files it names in vain.
+    An index beside them is needed only where a server lists no names; `missing_files` says which files it names in
+    vain.
 
     Raises
     ------
     InvalidInput
         No .safetensors file there, or one whose header is damaged.
     """
-    if not path.is_dir():
-        return [read_safetensors_header(path)]
-    files = sorted(file for file in path.iterdir() if file.suffix == ".safetensors")
-    if not files:
+    place = as_place(place)
+    if not isinstance(place, Folder):
+        return [read_safetensors_header(place)]
+    names = checkpoint_names(place)
+    if not names:
         raise InvalidInput(
-            f"{path}: found no .safetensors file in it, expected one or more; name the directory of the checkpoint"
+            f"{place.where}: found no .safetensors file in it, expected one or more; name the directory of the "
+            "checkpoint"
         )
-    return [read_safetensors_header(file) for file in files]
+    return [read_safetensors_header(place.open(name)) for name in names]
 
 
-def missing_files(path: Path) -> list[str]:
-    """Names of the files that a checkpoint's index lists and that are not in its directory, sorted; [] without index.
+def missing_files(place: ByteFile | Folder | Path) -> list[str]:
+    """Names of the files that a checkpoint's index lists and that are not in its folder, sorted; [] without index.
 
     For a message about what was not found. The index is not needed to read what is there.
 
@@ -166,46 +177,67 @@ def missing_files(path: Path) -> list[str]:
     InvalidInput
         The index is none.
     """
-    directory = path if path.is_dir() else path.parent
-    index = directory / INDEX_NAME
-    if not index.is_file():
+    place = as_place(place)
+    folder = place if isinstance(place, Folder) else place.folder()
+    indexed = _indexed_files(folder)
+    if not indexed:
         return []
-    if index.stat().st_size > _MAX_INDEX_BYTES:
-        raise _invalid(index, f"{index.stat().st_size} bytes", f"at most {_MAX_INDEX_BYTES}")
+    here = set(_listed(folder))
+    # Names with a path or a zero byte in them are no file of this directory.
+    return sorted({name for name in indexed if "\0" in name or Path(name).name not in here})
+
+
+def checkpoint_names(folder: Folder) -> list[str]:
+    """Names of the .safetensors files in a folder, sorted; where a server lists none, those that its index names."""
+    return [name for name in _listed(folder) if name.endswith(".safetensors")]
+
+
+def _listed(folder: Folder) -> list[str]:
+    """The names in a folder, or where a server lists none those in its index, or the one that needs no index."""
     try:
-        value = _parse_json(index.read_bytes())
+        return folder.names()
+    except InvalidInput:
+        named = {name for name in _indexed_files(folder) if "/" not in name and "\0" not in name}
+        return sorted(named) or [name for name in (_SINGLE_NAME,) if folder.find(name) is not None]
+
+
+def _indexed_files(folder: Folder) -> set[str]:
+    """The file names in a checkpoint's index; none without index."""
+    index = folder.find(INDEX_NAME)
+    if index is None:
+        return set()
+    if index.file_bytes > _MAX_INDEX_BYTES:
+        raise _invalid(index.where, f"{index.file_bytes} bytes", f"at most {_MAX_INDEX_BYTES}")
+    try:
+        value = _parse_json(index.read(0, index.file_bytes))
     except (ValueError, RecursionError) as error:
-        raise _invalid(index, f"no JSON ({error})", "an object with a weight_map") from None
+        if isinstance(error, InvalidInput):
+            raise
+        raise _invalid(index.where, f"no JSON ({error})", "an object with a weight_map") from None
     files = value.get("weight_map") if isinstance(value, dict) else None
     if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
-        raise _invalid(index, "no weight_map of tensors to files", "one")
-    # Names with a path or a zero byte in them are no file of this directory.
-    return sorted({name for name in files.values() if "\0" in name or not (directory / Path(name).name).is_file()})
+        raise _invalid(index.where, "no weight_map of tensors to files", "one")
+    return set(files.values())
 
 
-def _invalid(path: Path, found: str, expected: str) -> InvalidInput:
-    return InvalidInput(f"{path}: found {found}, expected {expected}; is it a whole safetensors file? copy it again")
+def _invalid(where: str, found: str, expected: str) -> InvalidInput:
+    return InvalidInput(f"{where}: found {found}, expected {expected}; is it a whole safetensors file? copy it again")
 
 
-def _read_header(path: Path) -> tuple[bytes, int]:
-    """The header's bytes, and the length of the file."""
-    # Looked at before it is opened: a named pipe would wait for its writer.
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise InvalidInput(f"{path}: found no regular file, expected a .safetensors file; mend the path")
-    with path.open("rb") as file:
-        file_bytes = os.fstat(file.fileno()).st_size
-        first = file.read(8)
-        n_header = int.from_bytes(first, "little")
-        if first == b"version ":
-            raise InvalidInput(f"{path}: found a Git LFS pointer, expected the file itself; fetch it with git lfs pull")
-        if file_bytes < 8 or not 2 <= n_header <= file_bytes - 8:
-            raise _invalid(path, f"a header of {n_header} bytes in a file of {file_bytes}", "2 bytes to the file's end")
-        if n_header > _MAX_HEADER_BYTES:
-            raise _invalid(path, f"a header of {n_header} bytes", f"{_MAX_HEADER_BYTES} at most")
-        data = file.read(n_header)
-    if len(data) != n_header:
-        raise _invalid(path, f"{len(data)} bytes of a header", f"{n_header}")
-    return data, file_bytes
+def _read_header(file: ByteFile) -> bytes:
+    """The header's bytes."""
+    first = file.read(0, min(8, file.file_bytes))
+    n_header = int.from_bytes(first, "little")
+    if first == b"version ":
+        raise InvalidInput(
+            f"{file.where}: found a Git LFS pointer, expected the file itself; fetch it with git lfs pull"
+        )
+    if len(first) < 8 or not 2 <= n_header <= file.file_bytes - 8:
+        found = f"a header of {n_header} bytes in a file of {file.file_bytes}"
+        raise _invalid(file.where, found, "2 bytes to the file's end")
+    if n_header > _MAX_HEADER_BYTES:
+        raise _invalid(file.where, f"a header of {n_header} bytes", f"{_MAX_HEADER_BYTES} at most")
+    return file.read(8, n_header)
 
 
 def _parse_json(data: bytes) -> Any:
@@ -227,30 +259,32 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"the constant {name}")
 
 
-def _metadata(path: Path, value: Any) -> dict[str, str]:
+def _metadata(where: str, value: Any) -> dict[str, str]:
     if value is None:
         return {}
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
-        raise _invalid(path, f"__metadata__ {reprlib.repr(value)}", "strings by name")
+        raise _invalid(where, f"__metadata__ {reprlib.repr(value)}", "strings by name")
     return value
 
 
-def _tensor_info(path: Path, name: str, value: Any, data_offset: int) -> TensorInfo:
+def _tensor_info(where: str, name: str, value: Any, data_offset: int) -> TensorInfo:
     """One entry of the header, its dtype known and its shape as many bytes as its range."""
-    where = f"tensor {name!r}"
+    tensor = f"tensor {name!r}"
     if not isinstance(value, dict) or not value.keys() >= {"dtype", "shape", "data_offsets"}:
-        raise _invalid(path, f"{where} as {reprlib.repr(value)}", "its dtype, shape and data_offsets")
+        raise _invalid(where, f"{tensor} as {reprlib.repr(value)}", "its dtype, shape and data_offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _DTYPE_BITS:
-        raise _invalid(path, f"{where} of dtype {reprlib.repr(dtype)}", f"one of {', '.join(_DTYPE_BITS)}")
+        raise _invalid(where, f"{tensor} of dtype {reprlib.repr(dtype)}", f"one of {', '.join(_DTYPE_BITS)}")
     if not _are_sizes(shape):
-        raise _invalid(path, f"{where} of shape {reprlib.repr(shape)}", "a list of integers, none negative")
+        raise _invalid(where, f"{tensor} of shape {reprlib.repr(shape)}", "a list of integers, none negative")
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise _invalid(path, f"{where} at {reprlib.repr(offsets)}", "two ascending byte offsets")
+        raise _invalid(where, f"{tensor} at {reprlib.repr(offsets)}", "two ascending byte offsets")
     start, stop = offsets
     if not _fills(shape, _DTYPE_BITS[dtype], 8 * (stop - start)):
         raise _invalid(
-            path, f"{where} of {dtype} {reprlib.repr(shape)} in {stop - start} bytes", "as many bytes as the shape has"
+            where,
+            f"{tensor} of {dtype} {reprlib.repr(shape)} in {stop - start} bytes",
+            "as many bytes as the shape has",
         )
     return TensorInfo(dtype=dtype, shape=tuple(shape), start=data_offset + start, stop=data_offset + stop)
 
@@ -269,15 +303,15 @@ def _fills(shape: list[int], value_bits: int, available_bits: int) -> bool:
     return n_bits == available_bits
 
 
-def _check_ranges(path: Path, tensors: dict[str, TensorInfo], data_offset: int, file_bytes: int) -> None:
+def _check_ranges(where: str, tensors: dict[str, TensorInfo], data_offset: int, file_bytes: int) -> None:
     """Every byte behind the header belongs to one tensor."""
     end, before = data_offset, "the header"
     for name, info in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop)):
         if info.start != end:
             what = "overlaps" if info.start < end else "leaves a hole behind"
             raise _invalid(
-                path, f"tensor {name!r} from byte {info.start} on, which {what} {before!r}", f"it to begin at {end}"
+                where, f"tensor {name!r} from byte {info.start} on, which {what} {before!r}", f"it to begin at {end}"
             )
         end, before = info.stop, name
     if end != file_bytes:
-        raise _invalid(path, f"a file of {file_bytes} bytes", f"{end}, where its last tensor ends")
+        raise _invalid(where, f"a file of {file_bytes} bytes", f"{end}, where its last tensor ends")

@@ -13,6 +13,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -61,7 +62,13 @@ class WorkDirectory:
         wanted = json.loads(json.dumps(plan))
         _refuse_foreign(path, wanted["schema"], command)
         path.mkdir(exist_ok=True)
-        work = cls(path, _locked(path, command), wanted)
+        try:
+            work = cls(path, _locked(path, command), wanted)
+        except OSError:
+            # A disk that is full: an empty directory is nobody's.
+            with suppress(OSError):
+                path.rmdir()
+            raise
         try:
             if restart or _plan_of(path).get("resumable") is False:
                 _empty(path)

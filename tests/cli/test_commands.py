@@ -153,11 +153,13 @@ def test_inspect_ngram(engram: Engram, tiny_table: Path, tiny_vocab_file: Path, 
             layer_idx = table.spec.layer_ids.index(row["layer_id"])
             assert row["row"] == addresses.rows[-1, layer_idx, row["head"]]
             assert int(last["keys"][str(row["layer_id"])]) == addresses.keys[-1, layer_idx, 0]
-            raw = (tiny_table / row["shard"]).read_bytes()[row["offset"] : row["offset"] + table.row_bytes]
+            (part,) = row["parts"]
+            assert (part["part"], part["n_bytes"]) == ("records", table.row_bytes)
+            raw = (tiny_table / part["file"]).read_bytes()[part["offset"] : part["offset"] + table.row_bytes]
             record = np.frombuffer(raw, dtype=np.uint8)
             assert record.tobytes() == table.fetch_rows(row["layer_id"], [row["row"]]).tobytes()
             assert row["norm"] == pytest.approx(float(np.linalg.norm(table.decode(record))))
-            assert row["first_page"] == row["offset"] // 4096
+            assert part["first_page"] == part["offset"] // 4096
     # With 97 rows a head and many distinct n-grams, some rows are shared; each sharer owns the row it is named for.
     sharers = [(row, s) for v in views for row in v["rows"] for s in row["sharers"] if v["order"] == 2]
     assert sharers

@@ -171,8 +171,7 @@ def test_a_child_reads_on_after_a_fork(engine: str, tmp_path: Path) -> None:
 def test_a_shard_that_was_cut_after_opening(engine: str, tmp_path: Path) -> None:
     with make_table(tmp_path, n_rows=(1000,)) as table:
         table.fetch_rows(1, [0], engine=engine)
-        shard = table.stored.shards[0]
-        os.truncate(shard.path, shard.data_offset + 500 * 264 + 100)
+        os.truncate(table.stored.files[0].path, table.stored.extents[0].offset + 500 * 264 + 100)
         assert np.array_equal(table.fetch_rows(1, [499], engine=engine), read_rows(table.stored, 1, [499]))
         with pytest.raises(IncompleteTable, match="was cut after the table was opened"):
             table.fetch_rows(1, np.arange(1000), engine=engine)
@@ -190,7 +189,7 @@ def test_an_errno_of_the_system_is_passed_on(engine: str, tmp_path: Path) -> Non
         reader._files[1][0] = fd
         with pytest.raises(IsADirectoryError) as caught:
             table.fetch_rows(1, [3], engine=engine)
-        assert str(table.stored.shards[0].path) in str(caught.value)
+        assert str(table.stored.files[0].path) in str(caught.value)
         assert any(f"engine {engine}" in note and "at byte" in note for note in caught.value.__notes__)
         os.close(fd)
 
@@ -229,9 +228,9 @@ def test_a_replaced_directory_keeps_serving_the_old_bytes(tmp_path: Path) -> Non
     with make_table(tmp_path, n_rows=(100,)) as table:
         rows = np.arange(100)
         expected = read_rows(table.stored, 1, rows)
-        path = table.stored.shards[0].path
+        path = table.stored.files[0].path
         path.rename(tmp_path / "old")
-        path.write_bytes(bytes(table.stored.shards[0].file_bytes))
+        path.write_bytes(bytes(table.stored.files[0].file_bytes))
         for engine in ENGINES:
             assert np.array_equal(table.fetch_rows(1, rows, engine=engine), expected)
 
@@ -262,7 +261,7 @@ def test_residency_is_what_the_system_says(tmp_path: Path) -> None:
         assert isinstance(gather, GatherEngine)
         batch = table.places.check(np.arange(0, 50_000, 50), n_columns=1000, first_layer=0, n_layers=1)
         assert gather.resident_share(batch, 32) == 1.0
-        fd = table.stored.shards[0].fd
+        fd = table.stored.files[0].fd
         os.fsync(fd)
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         assert gather.resident_share(batch, 32) < 1.0
@@ -279,29 +278,35 @@ def test_the_whole_table_in_memory(tmp_path: Path) -> None:
         memory.close()
 
 
-def test_division_by_a_reciprocal_is_exact() -> None:
+@pytest.mark.parametrize("is_equal", [True, False])
+def test_division_by_a_reciprocal_is_exact(is_equal: bool) -> None:
     rng = np.random.default_rng(0)
-    for per_shard in (1, 2, 3, 15, 1009, 16_000_057, 384_006_168, 2**31 + 11):
-        n_shards = 9
-        near = rng.integers(1, n_shards, 2000) * per_shard + rng.integers(-2, 3, 2000)
-        rows = np.clip(near, 0, n_shards * per_shard - 1)
-        for cell_rows, cell_bytes, row_bytes in ((1, 264, 264), (15, 4096, 264), (4096, 4096, 1)):
-            bases = (np.arange(n_shards) * 2**50).astype(np.uint64)
+    for per_extent in (1, 2, 3, 15, 1009, 16_000_057, 384_006_168, 2**31 + 11):
+        n_extents = 9
+        near = rng.integers(1, n_extents, 2000) * per_extent + rng.integers(-2, 3, 2000)
+        rows = np.clip(near, 0, n_extents * per_extent - 1)
+        for cell_rows, cell_bytes, part_bytes in ((1, 264, 264), (1, 512, 264), (15, 4096, 264), (4096, 4096, 1)):
             place = Placement(
-                np.zeros(1, np.int64), np.array([per_shard]), np.array([n_shards * per_shard]), bases, cell_rows,
-                cell_bytes, row_bytes,
-            )  # fmt: skip
+                extents=np.array([[0, n_extents]]),
+                extent_rows=np.array([per_extent if is_equal else 0]),
+                first_rows=np.arange(n_extents) * per_extent,
+                bases=(np.arange(n_extents) * 2**50).astype(np.uint64),
+                cell_rows=cell_rows,
+                cell_bytes=cell_bytes,
+                part_bytes=part_bytes,
+            )
             found = np.empty(rows.size, np.uint64)
             locate(rows, rows.size, place, found)
-            row = rows % per_shard
-            expected = rows // per_shard * 2**50 + row // cell_rows * cell_bytes + row % cell_rows * row_bytes
+            row = rows % per_extent
+            expected = rows // per_extent * 2**50 + row // cell_rows * cell_bytes + row % cell_rows * part_bytes
             assert np.array_equal(found, expected.astype(np.uint64))
-            assert first_outside(rows, rows.size, place.n_rows) == -1
+            assert first_outside(rows, rows.size, np.array([n_extents * per_extent])) == -1
 
 
 def test_kernels_are_kept_by_record_size() -> None:
-    assert gather_kernel(264) is gather_kernel(264)
-    assert gather_kernel(264) is not gather_kernel(160)
+    assert gather_kernel(264, 264) is gather_kernel(264, 264)
+    assert gather_kernel(264, 264) is not gather_kernel(160, 160)
+    assert gather_kernel(256, 264) is not gather_kernel(256, 256)
 
 
 @pytest.mark.parametrize("name", ENGINES)
@@ -370,7 +375,7 @@ def test_the_copy_in_memory_refuses_once_closed(tmp_path: Path) -> None:
 
 def test_records_of_another_length_are_not_decoded(tmp_path: Path) -> None:
     with make_table(tmp_path, row_bytes=33) as table:
-        table.stored.codec = get_codec("fp8-e4m3-e8m0")  # type: ignore[misc]
+        table.stored.codec = get_codec("fp8-e4m3-e8m0")
         assert table.decode(table.fetch_rows(1, [0, 1])).shape == (2, 32)
         for shape in ((2, 66), (), (33, 1), (2, 0)):
             with pytest.raises(InvalidInput, match=r"records: found uint8 .*expected uint8 \(\.\.\., 33\)"):

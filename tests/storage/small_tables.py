@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from engram_tables.address.spec import AddressSpec, HistoryRule, LayerAddressing
+from engram_tables.storage.codecs import get_codec
+from engram_tables.storage.manifest import Manifest
+from engram_tables.storage.shards import plan_shards, shard_header
 from engram_tables.storage.writer import TablePlan, build_table, plan_table
 
 
@@ -44,6 +54,48 @@ def small_plan(spec: AddressSpec | None = None, **options: object) -> TablePlan:
 def small_table(path: Path, spec: AddressSpec | None = None, **options: object) -> Path:
     """A table at `path`."""
     build_table(small_plan(spec, **options), path, threads=2)
+    return path
+
+
+def small_manifest(spec: AddressSpec | None = None, *, scale_bits: int | None = None, **options: Any) -> Manifest:
+    """A manifest without shards; rows of no known origin."""
+    spec = spec or small_spec()
+    chosen = {"codec": "bf16", "layout": "packed", "block_bytes": 4096, **options}
+    assert spec.row_width is not None
+    row_bytes = get_codec(chosen["codec"], scale_bits=scale_bits).row_bytes(spec.row_width)
+    return Manifest(
+        spec=spec, row_width=spec.row_width, row_bytes=row_bytes, shards=(), codec_scale_bits=scale_bits, **chosen
+    )
+
+
+def random_records(manifest: Manifest, seed: int = 0) -> dict[int, NDArray[np.uint8]]:
+    """uint8 (n_rows, row_bytes) of every layer; of a rank's table too, all rows."""
+    rng = np.random.default_rng(seed)
+    return {
+        layer.layer_id: rng.integers(0, 256, (layer.n_rows, manifest.row_bytes), np.uint8)
+        for layer in manifest.spec.layers
+    }
+
+
+def lay_table(
+    path: Path, empty: Manifest, records: Mapping[int, NDArray[np.uint8]], *, shard_bytes: int = 8192
+) -> Path:
+    """A table with these records, written without the writer: file by file, each in one piece."""
+    shards = []
+    for shard in plan_shards(empty, shard_bytes):
+        part = empty.parts[empty.part_idx(shard.part)]
+        rows = records[shard.layer_id][shard.first_row : shard.first_row + shard.n_rows]
+        data = np.empty(part.data_bytes(shard.n_rows), np.uint8)
+        part.place(np.ascontiguousarray(rows[:, part.start : part.start + part.n_bytes]), data)
+        header = shard_header(empty, shard)
+        content = header + data.tobytes()
+        (path / shard.path).parent.mkdir(parents=True, exist_ok=True)
+        (path / shard.path).write_bytes(content)
+        blocks = (content[k : k + empty.block_bytes] for k in range(0, len(content), empty.block_bytes))
+        digests = tuple(hashlib.sha256(block).hexdigest() for block in blocks)
+        shards.append(replace(shard, header_sha256=hashlib.sha256(header).hexdigest(), block_sha256=digests))
+    path.mkdir(exist_ok=True)
+    (path / "engram.json").write_bytes(replace(empty, shards=tuple(shards)).to_bytes())
     return path
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 from engram_tables.address.spec import AddressSpec, Family, HistoryRule, LayerAddressing, MixRule, RowSlice
+from engram_tables.byte_files import ByteFile
 from engram_tables.errors import InvalidInput
 from engram_tables.units import int_from_json, json_int
 
@@ -367,13 +368,21 @@ def read_spec(path: Path) -> AddressSpec:
 def read_json(path: Path) -> Any:
     """The value of a JSON file; InvalidInput with line and column if it is none, or states a key twice."""
     with path.open("rb") as file:
-        data = file.read(_MAX_JSON_BYTES + 1)
+        return _parse_json(file.read(_MAX_JSON_BYTES + 1), str(path))
+
+
+def read_json_file(file: ByteFile) -> Any:
+    """The same of a file that is open, here or behind a URL."""
+    return _parse_json(file.read(0, min(file.file_bytes, _MAX_JSON_BYTES + 1)), file.where)
+
+
+def _parse_json(data: bytes, where: str) -> Any:
     if len(data) > _MAX_JSON_BYTES:
-        raise InvalidInput(f"{path}: found more than {_MAX_JSON_BYTES:,} bytes, expected a config or a spec")
+        raise InvalidInput(f"{where}: found more than {_MAX_JSON_BYTES:,} bytes, expected a config or a spec")
     try:
         return json.loads(data, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"{path}: not JSON that can be read ({error})") from None
+        raise InvalidInput(f"{where}: not JSON that can be read ({error})") from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

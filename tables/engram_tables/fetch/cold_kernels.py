@@ -1,7 +1,8 @@
 """Compiled reading of records from files: native `pread` calls without the GIL, many threads at a time.
 
-Records are named by *spots*: byte positions in one space in which the shards' files follow each other, so
-that sorting spots sorts by file and by offset within it. Nothing is checked here but what the system answers.
+Parts of records are named by *spots*: byte positions in one space in which the files follow each other, so that
+sorting spots sorts by file and by offset within it. All parts of a batch are sorted together: item `part * n_records +
+record` is one part of one record. Nothing is checked here but what the system answers.
 """
 
 from __future__ import annotations
@@ -25,18 +26,21 @@ _errno_address = _external("__errno_location" if sys.platform.startswith("linux"
 
 
 @njit(cache=True, nogil=True)
-def group_reads(spots: Any, row_bytes: Any, unit: Any, limit_bytes: Any, starts: Any) -> Any:
+def group_reads(
+    spots: Any, order: Any, n_records: Any, part_bytes: Any, unit: Any, limit_bytes: Any, starts: Any
+) -> Any:
     """Cut sorted spots into reads: what begins in a page that the read before touches joins that read.
 
-    `spots` is uint64 (n,), ascending, duplicates welcome; `starts` int64 (n + 1,) gets where each read's
-    records begin, and n at the end; returns the number of reads. No read is longer than `limit_bytes`.
+    `spots` is uint64 (n,), ascending, duplicates welcome, and `order` int64 (n,) says which item each one is;
+    `part_bytes` is uint64 (parts,). `starts` int64 (n + 1,) gets where each read's items begin, and n at the end;
+    returns the number of reads. No read is longer than `limit_bytes`.
     """
-    unit, row_bytes = np.uint64(unit), np.uint64(row_bytes)
+    unit = np.uint64(unit)
     n_reads = 0
     window, window_stop = np.uint64(0), np.uint64(0)
     for k in range(spots.shape[0]):
         start = spots[k] // unit * unit
-        stop = (spots[k] + row_bytes + unit - np.uint64(1)) // unit * unit
+        stop = (spots[k] + part_bytes[order[k] // n_records] + unit - np.uint64(1)) // unit * unit
         pages_stop = (window_stop + _PAGE - np.uint64(1)) // _PAGE * _PAGE
         if k == 0 or start >= pages_stop or stop - window > np.uint64(limit_bytes):
             starts[n_reads] = k
@@ -84,15 +88,16 @@ def read_groups(
     counter: Any, n_at_once: Any, starts: Any, n_reads: Any, spots: Any, order: Any, files: Any, plan: Any,
     output: Any, buffer: Any, failure: Any,
 ) -> None:  # fmt: skip
-    """One worker: take `n_at_once` reads at a time until none is left, and copy out their records.
+    """One worker: take `n_at_once` reads at a time until none is left, and copy out what belongs to their records.
 
-    `starts`, `n_reads` and `spots` are as `group_reads` left them; record k goes to `output + order[k] *
-    row_bytes`.
-    `files` is (spot of byte 0 uint64 (files,), file descriptors int64 (files,)); `plan` is (row_bytes, unit).
+    `starts`, `n_reads`, `spots` and `order` are as `group_reads` left them.
+    `files` is (spot of byte 0 uint64 (files,), file descriptors int64 (files,)); `plan` is (n_records, row_bytes,
+    unit, first byte of each part in its record uint64 (parts,), bytes of each part uint64 (parts,)).
     On an error `failure` int64 (4,) gets code, file, offset and bytes asked for, and all workers stop.
     """
     file_spots, fds = files
-    row_bytes, unit = np.uint64(plan[0]), np.uint64(plan[1])
+    n_records, row_bytes, unit_bytes, part_starts, part_bytes = plan
+    unit = np.uint64(unit_bytes)
     while True:
         first = claim(counter, np.int64(n_at_once))
         if first >= n_reads:
@@ -101,36 +106,42 @@ def read_groups(
             start, stop = starts[read], starts[read + 1]
             file = np.searchsorted(file_spots, spots[start], side="right") - 1
             window = spots[start] // unit * unit
-            needed_bytes = np.int64(spots[stop - 1] + row_bytes - window)
-            window_bytes = (needed_bytes + plan[1] - 1) // plan[1] * plan[1]
+            # The last part to begin need not be the last to end.
+            window_stop = np.uint64(0)
+            for k in range(start, stop):
+                window_stop = max(window_stop, spots[k] + part_bytes[order[k] // n_records])
+            needed_bytes = np.int64(window_stop - window)
+            window_bytes = (needed_bytes + unit_bytes - 1) // unit_bytes * unit_bytes
             file_offset = np.int64(window - file_spots[file])
-            code = _read(fds[file], buffer, window_bytes, needed_bytes, file_offset, plan[1])
+            code = _read(fds[file], buffer, window_bytes, needed_bytes, file_offset, unit_bytes)
             if code != 0:
                 failure[0], failure[1], failure[2], failure[3] = code, file, file_offset, needed_bytes
                 claim(counter, np.int64(n_reads))
                 return
             for k in range(start, stop):
-                target = output + np.uint64(order[k]) * row_bytes
-                copy_bytes(target, buffer + (spots[k] - window), np.int64(row_bytes))
+                part = order[k] // n_records
+                record = np.uint64(order[k] - part * n_records)
+                target = output + record * np.uint64(row_bytes) + part_starts[part]
+                copy_bytes(target, buffer + (spots[k] - window), np.int64(part_bytes[part]))
 
 
 @njit(cache=True, nogil=True)
-def count_resident(addresses: Any, n_bytes: Any, page_bytes: Any, states: Any) -> Any:
-    """How many mapped records have all their pages in memory; -1 on an error.
+def count_resident(addresses: Any, part_bytes: Any, page_bytes: Any, states: Any) -> Any:
+    """How many mapped records have all pages of all their parts in memory; -1 on an error.
 
-    Record k is the `n_bytes` at `addresses[k]`. `states` is scratch, uint8, one element for each page that a
-    range may touch.
+    Part p of record k is the `part_bytes[p]` bytes at `addresses[p, k]`; both are uint64. `states` is scratch, uint8,
+    one element for each page that a part may touch.
     """
     page_bytes = np.uint64(page_bytes)
     n_resident = np.int64(0)
-    for k in range(addresses.shape[0]):
-        start = addresses[k] // page_bytes * page_bytes
-        span = addresses[k] + np.uint64(n_bytes) - start
-        if _mincore(start, span, np.uint64(states.ctypes.data)) != 0:
-            return -1
-        n_pages = (span + page_bytes - np.uint64(1)) // page_bytes
-        n_in = np.int64(0)
-        for page in range(n_pages):
-            n_in += np.int64(states[page] & 1)
-        n_resident += np.int64(n_in == np.int64(n_pages))
+    for k in range(addresses.shape[1]):
+        n_out = np.int64(0)
+        for part in range(addresses.shape[0]):
+            start = addresses[part, k] // page_bytes * page_bytes
+            span = addresses[part, k] + part_bytes[part] - start
+            if _mincore(start, span, np.uint64(states.ctypes.data)) != 0:
+                return -1
+            for page in range((span + page_bytes - np.uint64(1)) // page_bytes):
+                n_out += np.int64(states[page] & 1 == 0)
+        n_resident += np.int64(n_out == 0)
     return n_resident

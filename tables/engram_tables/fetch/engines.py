@@ -24,16 +24,19 @@ from engram_tables.errors import BackendUnavailable, IncompleteTable
 from engram_tables.fetch.cold_kernels import END_OF_FILE, count_resident, group_reads, read_groups
 from engram_tables.fetch.kernels import PREFETCH_DISTANCE, Placement, gather_kernel
 from engram_tables.fetch.leases import Leases
-from engram_tables.fetch.placement import Batch, Placements
+from engram_tables.fetch.placement import Batch, Placed, Placements
 from engram_tables.memory import aligned_bytes, anonymous_bytes
-from engram_tables.storage.reader import Shard, StoredTable
+from engram_tables.storage.extents import Extent, Part
+from engram_tables.storage.row_files import RowFile, RowFiles
 from engram_tables.threads import resolve_threads, run_slices
+from engram_tables.units import PAGE_BYTES
 
 READ_THREADS = 64
 _GATHER_GRAIN = 4096
+# Records whose parts are copied one part after the other: few enough that the output is still in a core's cache.
+_PART_BLOCK = 1024
 _READS_A_THREAD = 3
 _MIN_BUFFER_BYTES = 64 << 10
-_PAGE_BYTES = 4096
 _READ_AHEAD_BYTES = 64 << 20
 
 
@@ -50,7 +53,7 @@ class Engine(Protocol):
 class _LeasedEngine(ABC):
     """What engines have in common: no read outlives the files and memory it needs."""
 
-    def __init__(self, name: str, table: StoredTable) -> None:
+    def __init__(self, name: str, table: RowFiles) -> None:
         self._leases = Leases(f"engine {name} of table {table.path}")
 
     def read(self, batch: Batch, out: NDArray[np.uint8], threads: int | None) -> None:
@@ -74,85 +77,131 @@ class _LeasedEngine(ABC):
 class MappingEngine(_LeasedEngine):
     """The baseline: `np.take` on plain mappings, which are the stored table's own."""
 
-    def __init__(self, table: StoredTable, places: Placements) -> None:
+    def __init__(self, table: RowFiles, places: Placements) -> None:
         super().__init__("mapping", table)
         self._places = places
         self._table = table
-        self._layer_shards = [table.layer_shards(layer_id) for layer_id in table.layer_ids]
+        self._cells: dict[int, NDArray[np.uint8]] = {}
 
     def _read(self, batch: Batch, out: NDArray[np.uint8], threads: int | None) -> None:
         """One thread, whatever `threads` says."""
+        places = self._places
+        if batch.n_layers == 1 and len(places.parts) == 1:
+            extents = places.extents_of(0, batch.first_layer)
+            if len(extents) == 1:
+                self._take(extents.start, batch.rows, out)
+                return
         rows = batch.rows.reshape(-1, batch.n_layers, batch.n_columns)
         target = out.reshape(*rows.shape, -1)
         for layer in range(batch.n_layers):
-            shards = self._layer_shards[batch.first_layer + layer]
-            if len(shards) == 1 and batch.n_layers == 1:
-                self._take(shards.start, batch.rows, out)
-                continue
-            shard_rows = self._table.shards[shards.start].n_rows
             of_layer = np.ascontiguousarray(rows[:, layer]).reshape(-1)
             records = np.empty((of_layer.size, out.shape[-1]), np.uint8)
-            shard_of = of_layer // shard_rows
-            for nth, shard_idx in enumerate(shards):
-                chosen = np.flatnonzero(shard_of == nth)
-                part = np.empty((chosen.size, out.shape[-1]), np.uint8)
-                self._take(shard_idx, of_layer[chosen] - nth * shard_rows, part)
-                records[chosen] = part
+            for part_idx, part in enumerate(places.parts):
+                stretches = records[:, part.start : part.start + part.n_bytes]
+                self._take_part(part_idx, batch.first_layer + layer, of_layer, stretches)
             target[:, layer] = records.reshape(target[:, layer].shape)
 
-    def _take(self, shard_idx: int, rows: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
-        layout = self._table.layout
-        data = self._table.mapping(shard_idx)[self._table.shards[shard_idx].data_offset :]
-        cells = data.reshape(-1, layout.cell_bytes)
-        if layout.cell_rows == 1:
+    def _take_part(self, part_idx: int, layer: int, rows: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+        """One part of one layer's rows, extent by extent."""
+        extent_of = self._places.extent_of_rows(part_idx, layer, rows)
+        for nth, extent_idx in enumerate(self._places.extents_of(part_idx, layer)):
+            chosen = np.flatnonzero(extent_of == nth)
+            found = np.empty((chosen.size, out.shape[-1]), np.uint8)
+            self._take(extent_idx, rows[chosen], found)
+            out[chosen] = found
+
+    def _take(self, extent_idx: int, rows: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+        extent = self._table.extents[extent_idx]
+        part = self._places.parts[extent.part_idx]
+        if extent.first_row:
+            rows = rows - extent.first_row
+        cells = self._cells.get(extent_idx)
+        if cells is None:
+            cells = self._cells[extent_idx] = self._map(extent, part)
+        if part.cell_rows > 1:
+            out[:] = cells[rows // part.cell_rows, rows % part.cell_rows]
+        elif part.cell_bytes == part.n_bytes:
             # mode="clip" lets take write into `out` without a buffer of its own; the ids have been checked.
             np.take(cells, rows, axis=0, out=out, mode="clip")
         else:
-            used = cells[:, : layout.cell_rows * layout.row_bytes]
-            records = np.lib.stride_tricks.as_strided(
-                used,
-                (len(cells), layout.cell_rows, layout.row_bytes),
-                (*used.strides[:1], layout.row_bytes, 1),
-            )
-            out[:] = records[rows // layout.cell_rows, rows % layout.cell_rows]
+            # Of an array with gaps take would copy the whole first.
+            out[:] = cells[rows]
+
+    def _map(self, extent: Extent, part: Part) -> NDArray[np.uint8]:
+        """uint8 (cells, cell_rows, part bytes), or (rows, part bytes) where cells are of one row, without the spare
+        bytes. The last cell may reach past the file's end, but none of its rows that are asked for."""
+        data = self._table.mapping(extent.file_idx)[extent.offset :]
+        n_cells = part.n_cells(extent.n_rows)
+        shape, strides = (n_cells, part.cell_rows, part.n_bytes), (part.cell_bytes, part.n_bytes, 1)
+        cells = np.lib.stride_tricks.as_strided(data, shape, strides, writeable=False)
+        return cells if part.cell_rows > 1 else cells[:, 0]
+
+    def _release(self) -> None:
+        self._cells.clear()
 
 
 class CopyEngine(_LeasedEngine):
-    """Prefetching copies out of memory, where file k of the table begins at address `file_starts[k]`."""
+    """Prefetching copies out of memory, in which the records are `placed`."""
 
-    def __init__(self, name: str, table: StoredTable, places: Placements, file_starts: NDArray[np.uint64]) -> None:
+    def __init__(self, name: str, table: RowFiles, places: Placements, placed: Placed) -> None:
         super().__init__(name, table)
-        self._places = places
-        self._kernel: Any = gather_kernel(places.row_bytes)
-        self.file_starts = file_starts
-        self._placements: dict[tuple[int, int], Placement] = {}
+        self.placed = placed
+        self._parts: list[tuple[Any, int]] = [
+            (gather_kernel(part.n_bytes, table.row_bytes), part.start) for part in places.parts
+        ]
 
     def _read(self, batch: Batch, out: NDArray[np.uint8], threads: int | None) -> None:
         """All usable CPUs by default, one for each few thousand rows: waking one costs as much."""
-        layers = batch.first_layer, batch.n_layers
-        place = self._placements.get(layers)
-        if place is None:
-            place = self._placements[layers] = self._places.place(batch, self.file_starts)
-        output = np.uint64(out.ctypes.data)
-
-        def copy(start: int, stop: int) -> None:
-            self._kernel(batch.rows, start, stop, batch.n_columns, place, output, PREFETCH_DISTANCE)
-
+        placements = self.placed.of(batch)
+        # Of records in one piece a token's few rows are copied in microseconds: nothing else is made for them.
+        copy = _copy_part(self._parts[0], placements[0], batch, out)
+        if len(placements) > 1:
+            parts = zip(self._parts, placements, strict=True)
+            copy = _copy_in_turn([_copy_part(part, place, batch, out) for part, place in parts])
         run_slices(copy, batch.rows.size, threads=resolve_threads(threads), grain=_GATHER_GRAIN)
 
 
-class MemoryEngine(CopyEngine):
-    """Copies out of private memory into which the whole table was read; with huge pages where the system
-    gives them.
+_Copy = Callable[[int, int], None]
 
-    The resident tier: it takes as much memory as the table's files, and no read of it ever waits for a disk.
+
+def _copy_part(part: tuple[Any, int], place: Placement, batch: Batch, out: NDArray[np.uint8]) -> _Copy:
+    """Copies one part of the batch's records from `start` to `stop`."""
+    kernel, part_start = part
+    rows, n_columns, output = batch.rows, batch.n_columns, np.uint64(out.ctypes.data + part_start)
+
+    def copy(start: int, stop: int) -> None:
+        kernel(rows, start, stop, n_columns, place, output, PREFETCH_DISTANCE)
+
+    return copy
+
+
+def _copy_in_turn(copies: list[_Copy]) -> _Copy:
+    def copy(start: int, stop: int) -> None:
+        for block in range(start, stop, _PART_BLOCK):
+            for copy_part in copies:
+                copy_part(block, min(block + _PART_BLOCK, stop))
+
+    return copy
+
+
+class MemoryEngine(CopyEngine):
+    """Copies out of private memory into which all rows were read; with huge pages where the system gives them.
+
+    The resident tier: it takes as much memory as the rows take in their files, and no read of it ever waits for a
+    disk.
     """
 
-    def __init__(self, table: StoredTable, places: Placements, *, huge_pages: bool = True) -> None:
-        self.blocks = [anonymous_bytes(s.file_bytes, huge_pages=huge_pages) for s in table.shards]
-        for shard, block in zip(table.shards, self.blocks, strict=True):
-            _read_whole(shard, block)
-        super().__init__("memory", table, places, np.array([block.ctypes.data for block in self.blocks], np.uint64))
+    def __init__(self, table: RowFiles, places: Placements, *, huge_pages: bool = True) -> None:
+        sizes = [table.parts[e.part_idx].data_bytes(e.n_rows) for e in table.extents]
+        starts = np.concatenate(([0], np.cumsum([-(-size // PAGE_BYTES) * PAGE_BYTES for size in sizes])))
+        block = anonymous_bytes(max(int(starts[-1]), 1), huge_pages=huge_pages)
+        for extent, start, size in zip(table.extents, starts.tolist(), sizes, strict=False):
+            file = table.files[extent.file_idx]
+            # A file need not hold the spare bytes after its last row.
+            _read_range(file, extent.offset, block[start : start + min(size, file.file_bytes - extent.offset)])
+        self.blocks = [block]
+        bases = np.uint64(block.ctypes.data) + starts[:-1].astype(np.uint64)
+        super().__init__("memory", table, places, Placed(places, bases))
 
     def _release(self) -> None:
         self.blocks.clear()
@@ -161,14 +210,16 @@ class MemoryEngine(CopyEngine):
 class GatherEngine(CopyEngine):
     """Copies out of mappings of its own, advised MADV_RANDOM: a page that is not in memory costs one page."""
 
-    def __init__(self, table: StoredTable, places: Placements) -> None:
-        self._mappings = [mmap.mmap(s.fd, s.file_bytes, prot=mmap.PROT_READ) for s in table.shards]
+    def __init__(self, table: RowFiles, places: Placements) -> None:
+        self._mappings = [mmap.mmap(file.fd, file.file_bytes, prot=mmap.PROT_READ) for file in table.files]
         for mapping in self._mappings:
             if hasattr(mmap, "MADV_RANDOM"):
                 mapping.madvise(mmap.MADV_RANDOM)
         views = [np.frombuffer(mapping, np.uint8) for mapping in self._mappings]
-        super().__init__("gather", table, places, np.array([view.ctypes.data for view in views], np.uint64))
-        self._pages_a_record = (table.row_bytes + mmap.PAGESIZE - 2) // mmap.PAGESIZE + 1
+        starts = np.array([view.ctypes.data for view in views], np.uint64)
+        super().__init__("gather", table, places, places.in_files(starts))
+        self._part_bytes = places.part_bytes
+        self._pages_a_part = (max(part.n_bytes for part in places.parts) + mmap.PAGESIZE - 2) // mmap.PAGESIZE + 1
 
     def views(self) -> list[NDArray[np.uint8]]:
         """Each file's mapping as uint8 (file_bytes,); let go of them before `close`."""
@@ -181,11 +232,11 @@ class GatherEngine(CopyEngine):
         Linux answers "in memory" for every page of a file that this process neither owns nor may write.
         """
         chosen = np.linspace(0, batch.rows.size - 1, min(n_samples, batch.rows.size)).astype(np.int64)
-        addresses = self._places.addresses(batch, self.file_starts)[chosen]
-        states = np.empty(self._pages_a_record, np.uint8)
+        addresses = self.placed.addresses(batch)[:, chosen]
+        states = np.empty(self._pages_a_part, np.uint8)
         with self._leases:
-            n_resident = int(count_resident(addresses, self._places.row_bytes, mmap.PAGESIZE, states))
-        return max(n_resident, 0) / addresses.size
+            n_resident = int(count_resident(addresses, self._part_bytes, mmap.PAGESIZE, states))
+        return max(n_resident, 0) / chosen.size
 
     def _release(self) -> None:
         for mapping in self._mappings:
@@ -195,41 +246,46 @@ class GatherEngine(CopyEngine):
 class ReadEngine(_LeasedEngine):
     """`pread` from many native threads, through the page cache or past it."""
 
-    def __init__(self, table: StoredTable, places: Placements, *, direct: bool) -> None:
+    def __init__(self, table: RowFiles, places: Placements, *, direct: bool) -> None:
         self._name = "direct" if direct else "pread"
         super().__init__(self._name, table)
         self._places = places
-        self._paths = [str(shard.path) for shard in table.shards]
-        self._file_spots = places.file_spots()
+        self._paths = [str(file.path) for file in table.files]
+        file_spots = places.file_spots()
+        self._placed = places.in_files(file_spots)
         self._fds: list[int] = []
         self._close_files = weakref.finalize(self, _close_all, self._fds)
         try:
-            for shard in table.shards:
-                self._fds.append(_reopen(shard, direct=direct))
-            self._unit = max((_direct_unit(fd, s) for fd, s in zip(self._fds, table.shards, strict=True)), default=1)
+            for file in table.files:
+                self._fds.append(_reopen(file, direct=direct))
+            self._unit = max((_direct_unit(fd, f) for fd, f in zip(self._fds, table.files, strict=True)), default=1)
         except BaseException:
             self.close()
             raise
         if not direct:
             self._unit = 1
-        window_bytes = table.row_bytes + 2 * self._unit
-        self._buffer_bytes = -(-max(window_bytes, _MIN_BUFFER_BYTES) // _PAGE_BYTES) * _PAGE_BYTES
+        window_bytes = max(part.n_bytes for part in table.parts) + 2 * self._unit
+        self._buffer_bytes = -(-max(window_bytes, _MIN_BUFFER_BYTES) // PAGE_BYTES) * PAGE_BYTES
         self._buffers: list[NDArray[np.uint8]] = []
-        self._files = self._file_spots, np.array(self._fds, np.int64)
+        self._files = file_spots, np.array(self._fds, np.int64)
 
     def _read(self, batch: Batch, out: NDArray[np.uint8], threads: int | None) -> None:
-        """64 threads by default, fewer for small batches. A record asked for twice is read once."""
-        spots = self._places.addresses(batch, self._file_spots)
+        """64 threads by default, fewer for small batches. A record asked for twice is read once.
+
+        All parts of all records are one list of reads, so that a record's second part does not wait for its first.
+        """
+        part_bytes, n_records = self._places.part_bytes, batch.rows.size
+        spots = self._placed.addresses(batch).reshape(-1)
         order = np.argsort(spots)
         spots = spots[order]
         starts = np.empty(spots.size + 1, np.int64)
-        n_reads = int(group_reads(spots, self._places.row_bytes, self._unit, self._buffer_bytes, starts))
+        n_reads = int(group_reads(spots, order, n_records, part_bytes, self._unit, self._buffer_bytes, starts))
         most = resolve_threads(threads) if threads is not None else READ_THREADS
         n_workers = max(1, min(most, n_reads // _READS_A_THREAD))
         counter = np.zeros(1, np.int64)
         n_at_once = min(32, max(1, n_reads // (n_workers * 16)))
         failures = np.zeros((n_workers, 4), np.int64)
-        plan = self._places.row_bytes, self._unit
+        plan = n_records, self._places.row_bytes, self._unit, self._places.part_starts, part_bytes
         output = np.uint64(out.ctypes.data)
 
         def work(start: int, stop: int) -> None:
@@ -249,7 +305,7 @@ class ReadEngine(_LeasedEngine):
         try:
             return self._buffers.pop()
         except IndexError:
-            return aligned_bytes(self._buffer_bytes, _PAGE_BYTES)
+            return aligned_bytes(self._buffer_bytes, PAGE_BYTES)
 
     def _raise(self, code: int, file: int, file_offset: int, n_bytes: int) -> None:
         path = self._paths[file]
@@ -268,15 +324,15 @@ class ReadEngine(_LeasedEngine):
         self._close_files()
 
 
-def _read_whole(shard: Shard, block: Any) -> None:
+def _read_range(file: RowFile, offset: int, block: Any) -> None:
     done = 0
-    while done < shard.file_bytes:
-        got = os.preadv(shard.fd, [block[done : done + _READ_AHEAD_BYTES]], done)
+    while done < len(block):
+        got = os.preadv(file.fd, [block[done : done + _READ_AHEAD_BYTES]], offset + done)
         if got == 0:
             raise IncompleteTable(
-                f"{shard.path}: ends at byte {done}, expected {shard.file_bytes}; it was cut after "
+                f"{file.path}: ends at byte {offset + done}, expected {file.file_bytes}; it was cut after "
                 "the table was opened, copy it again",
-                path=str(shard.path),
+                path=str(file.path),
             )
         done += got
 
@@ -286,55 +342,55 @@ def _close_all(fds: list[int]) -> None:
         os.close(fds.pop())
 
 
-def _reopen(shard: Shard, *, direct: bool) -> int:
+def _reopen(file: RowFile, *, direct: bool) -> int:
     """A descriptor of one's own for the very file that is open, whatever its name holds by now."""
     if not direct:
-        fd = _open_again(shard, os.O_RDONLY)
+        fd = _open_again(file, os.O_RDONLY)
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
         return fd
     if not hasattr(os, "O_DIRECT"):
         raise BackendUnavailable("engine direct: this system has no O_DIRECT; use the engine pread")
     try:
-        return _open_again(shard, os.O_RDONLY | os.O_DIRECT)
+        return _open_again(file, os.O_RDONLY | os.O_DIRECT)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
             raise
         raise BackendUnavailable(
-            f"engine direct: the filesystem of {shard.path} refuses O_DIRECT ({error.strerror}); use the engine pread"
+            f"engine direct: the filesystem of {file.path} refuses O_DIRECT ({error.strerror}); use the engine pread"
         ) from None
 
 
-def _open_again(shard: Shard, flags: int) -> int:
+def _open_again(file: RowFile, flags: int) -> int:
     try:
-        return os.open(f"/proc/self/fd/{shard.fd}", flags | os.O_CLOEXEC)
+        return os.open(f"/proc/self/fd/{file.fd}", flags | os.O_CLOEXEC)
     except FileNotFoundError:
-        fd = os.open(shard.path, flags | os.O_CLOEXEC)
-    if not os.path.sameopenfile(fd, shard.fd):
+        fd = os.open(file.path, flags | os.O_CLOEXEC)
+    if not os.path.sameopenfile(fd, file.fd):
         os.close(fd)
-        raise BackendUnavailable(f"{shard.path}: was replaced after the table was opened; open the table again")
+        raise BackendUnavailable(f"{file.path}: was replaced after the table was opened; open the table again")
     return fd
 
 
-def _direct_unit(fd: int, shard: Shard) -> int:
+def _direct_unit(fd: int, file: RowFile) -> int:
     """The smallest unit of direct reads that the file accepts, found by reading one."""
-    buffer: Any = aligned_bytes(_PAGE_BYTES, _PAGE_BYTES)
-    for unit in (512, _PAGE_BYTES):
+    buffer: Any = aligned_bytes(PAGE_BYTES, PAGE_BYTES)
+    for unit in (512, PAGE_BYTES):
         try:
-            os.preadv(fd, [buffer[:unit]], unit if shard.file_bytes > unit else 0)
+            os.preadv(fd, [buffer[:unit]], unit if file.file_bytes > unit else 0)
         except OSError as error:
             if error.errno != errno.EINVAL:
-                error.add_note(f"{shard.path}: trying a direct read of {unit} bytes")
+                error.add_note(f"{file.path}: trying a direct read of {unit} bytes")
                 raise
         else:
             return unit
     raise BackendUnavailable(
-        f"engine direct: the filesystem of {shard.path} takes no direct reads of 512 or {_PAGE_BYTES} bytes; "
+        f"engine direct: the filesystem of {file.path} takes no direct reads of 512 or {PAGE_BYTES} bytes; "
         "use the engine pread"
     )
 
 
-ENGINES: dict[str, Callable[[StoredTable, Placements], Engine]] = {
+ENGINES: dict[str, Callable[[RowFiles, Placements], Engine]] = {
     "gather": GatherEngine,
     "pread": lambda table, places: ReadEngine(table, places, direct=False),
     "direct": lambda table, places: ReadEngine(table, places, direct=True),

@@ -24,23 +24,23 @@ _RING_MASK = np.int64(2 * _BLOCK - 1)
 
 
 class Placement(NamedTuple):
-    """Where the records of a batch lie, as plain arrays for kernels.
+    """Where one part of the records of a batch lies, as plain arrays for kernels.
 
-    A row of layer l lies in shard `first_shard[l] + row // rows_per_shard[l]`, and there, numbered from the
-    shard's first, at `(row // cell_rows) * cell_bytes + (row % cell_rows) * row_bytes`.
+    Extent e holds rows from `first_rows[e]` to the next one's first. In it, numbered from its first, a row lies at
+    `(row // cell_rows) * cell_bytes + (row % cell_rows) * part_bytes`.
     """
 
-    first_shard: NDArray[np.int64]
-    """(layers,)"""
-    rows_per_shard: NDArray[np.int64]
-    """(layers,), at least 1"""
-    n_rows: NDArray[np.int64]
-    """(layers,)"""
+    extents: NDArray[np.int64]
+    """(layers, 2): a layer's first extent, and how many follow each other from there"""
+    extent_rows: NDArray[np.int64]
+    """(layers,): rows of each extent but the last, if they begin with row 0 and are equal; otherwise 0"""
+    first_rows: NDArray[np.int64]
+    """(extents,)"""
     bases: NDArray[np.uint64]
-    """(shards,): the address, in memory or in any space of the caller's, of each shard's record 0"""
+    """(extents,): the address, in memory or in any space of the caller's, of each extent's first row"""
     cell_rows: int
     cell_bytes: int
-    row_bytes: int
+    part_bytes: int
 
 
 @njit(cache=True, nogil=True)
@@ -68,6 +68,36 @@ def first_outside(rows: Any, n_columns: Any, n_rows: Any) -> Any:
 
 
 @njit(cache=True, nogil=True, inline="always")
+def _find_extent(first_rows: Any, first_extent: Any, n_extents: Any, row: Any) -> Any:
+    """The last of these extents that begins at `row` or before it; the first one where none does."""
+    extent, n_left = np.int64(first_extent), np.int64(n_extents)
+    while n_left > 1:
+        half = n_left // 2
+        extent += half * np.int64(first_rows[extent + half] <= row)
+        n_left -= half
+    return extent
+
+
+@njit(cache=True, nogil=True)
+def first_missing(rows: Any, n_columns: Any, extents: Any, first_rows: Any, stops: Any) -> Any:
+    """Flat position of the first row id that lies in none of its layer's extents, or -1.
+
+    `rows` is int64 (tokens x layers x columns,), `extents` and `first_rows` are as in `Placement`; `stops` is int64
+    (extents,), one more than each extent's last row.
+    """
+    n_layers = extents.shape[0]
+    for k in range(rows.shape[0]):
+        layer = k // n_columns % n_layers
+        first_extent, n_extents = extents[layer, 0], extents[layer, 1]
+        if n_extents == 0:
+            return k
+        extent = _find_extent(first_rows, first_extent, n_extents, rows[k])
+        if rows[k] < first_rows[extent] or rows[k] >= stops[extent]:
+            return k
+    return -1
+
+
+@njit(cache=True, nogil=True, inline="always")
 def _divide(dividend: Any, divisor: Any, reciprocal: Any) -> Any:
     """`dividend // divisor` for 0 <= dividend < 2**53: a rounded product is off by one at most."""
     quotient = np.int64(np.float64(dividend) * reciprocal)
@@ -81,34 +111,43 @@ def _locate(rows: Any, start: Any, stop: Any, n_columns: Any, place: Any, target
 
     The range must not wrap in the ring.
     """
-    n_layers = place.n_rows.shape[0]
-    cell_rows, cell_bytes, row_bytes = place.cell_rows, place.cell_bytes, place.row_bytes
+    n_layers = place.extents.shape[0]
+    cell_rows, cell_bytes, part_bytes = place.cell_rows, place.cell_bytes, place.part_bytes
     per_cell = 1.0 / cell_rows
     position = start
     while position < stop:
         group = position // n_columns
         end = min(stop, (group + 1) * n_columns)
         layer = group % n_layers
-        first_shard, shard_rows = place.first_shard[layer], place.rows_per_shard[layer]
-        per_shard = 1.0 / shard_rows
+        first_extent, n_extents = place.extents[layer, 0], place.extents[layer, 1]
+        extent_rows = place.extent_rows[layer]
         shift = (position & _RING_MASK) - position
-        if place.n_rows[layer] <= shard_rows and cell_rows == 1:
-            base = place.bases[first_shard]
+        if n_extents == 1 and cell_rows == 1:
+            # Where row 0 would lie: such an address may wrap, and wraps back.
+            base = place.bases[first_extent] - np.uint64(place.first_rows[first_extent] * cell_bytes)
             for k in range(position, end):
                 target[k + shift] = base + np.uint64(rows[k] * cell_bytes)
+        elif extent_rows > 0:
+            per_extent = 1.0 / extent_rows
+            for k in range(position, end):
+                extent = _divide(rows[k], extent_rows, per_extent)
+                row = rows[k] - extent * extent_rows
+                cell = _divide(row, cell_rows, per_cell)
+                offset = cell * cell_bytes + (row - cell * cell_rows) * part_bytes
+                target[k + shift] = place.bases[first_extent + extent] + np.uint64(offset)
         else:
             for k in range(position, end):
-                shard = _divide(rows[k], shard_rows, per_shard)
-                row = rows[k] - shard * shard_rows
+                extent = _find_extent(place.first_rows, first_extent, n_extents, rows[k])
+                row = rows[k] - place.first_rows[extent]
                 cell = _divide(row, cell_rows, per_cell)
-                offset = cell * cell_bytes + (row - cell * cell_rows) * row_bytes
-                target[k + shift] = place.bases[first_shard + shard] + np.uint64(offset)
+                offset = cell * cell_bytes + (row - cell * cell_rows) * part_bytes
+                target[k + shift] = place.bases[extent] + np.uint64(offset)
         position = end
 
 
 @njit(cache=True, nogil=True)
 def locate(rows: Any, n_columns: Any, place: Any, addresses: Any) -> None:
-    """Write the address of every record into `addresses`, uint64 (items,); otherwise as `gather_kernel`."""
+    """Write the address of every record's part into `addresses`, uint64 (items,); otherwise as `gather_kernel`."""
     ring = np.empty(2 * _BLOCK, np.uint64)
     for start in range(0, rows.shape[0], _BLOCK):
         stop = min(start + _BLOCK, rows.shape[0])
@@ -119,13 +158,14 @@ def locate(rows: Any, n_columns: Any, place: Any, addresses: Any) -> None:
 
 
 @lru_cache(maxsize=64)
-def gather_kernel(row_bytes: int) -> Any:
-    """The gather for records of `row_bytes`, a constant inside so that the copy is straight vector moves.
+def gather_kernel(part_bytes: int, row_bytes: int) -> Any:
+    """The gather of parts of `part_bytes` into records of `row_bytes`, both constants inside so that the copy is
+    straight vector moves.
 
     The kernel's arguments: `rows` int64 (tokens x layers x columns,) in C order, `start` and `stop` in it,
-    `n_columns`, a `Placement` in memory, the address of the output for item 0, and the prefetch distance.
+    `n_columns`, a `Placement` in memory, the address where item 0's part goes, and the prefetch distance.
     """
-    n_lines = (row_bytes + 63) // 64
+    n_lines = (part_bytes + 63) // 64
 
     @njit(cache=True, nogil=True)
     def gather(rows: Any, start: Any, stop: Any, n_columns: Any, place: Any, output: Any, distance: Any) -> None:
@@ -143,10 +183,10 @@ def gather_kernel(row_bytes: int) -> Any:
                     ahead = ring[(k + distance) & _RING_MASK]
                     for line in range(n_lines):
                         prefetch(ahead + np.uint64(line * 64))
-                    prefetch(ahead + np.uint64(row_bytes - 1))
+                    prefetch(ahead + np.uint64(part_bytes - 1))
                 target = output + np.uint64(k) * np.uint64(row_bytes)
                 for line in range(n_lines):
                     prefetch_to_write(target + np.uint64(_WRITE_AHEAD_BYTES + line * 64))
-                copy_bytes(target, ring[k & _RING_MASK], np.int64(row_bytes))
+                copy_bytes(target, ring[k & _RING_MASK], np.int64(part_bytes))
 
     return gather

@@ -11,11 +11,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from engram_tables.address.spec import Addresses, AddressSpec
 from engram_tables.address.vocabulary import Vocabulary
-from engram_tables.errors import InvalidInput, SpecMismatch
+from engram_tables.errors import InvalidInput, NotATable, SpecMismatch
 from engram_tables.fetch.engines import ENGINES, Engine, GatherEngine
 from engram_tables.fetch.leases import Leases
 from engram_tables.fetch.placement import Batch, Placements
 from engram_tables.storage.reader import StoredTable
+from engram_tables.storage.row_files import RowFiles
 
 AUTO = "auto"
 ENGINE_NAMES = (AUTO, *ENGINES)
@@ -24,14 +25,46 @@ ROWS_BETWEEN_SAMPLES = 65_536
 
 
 def open_table(path: str | Path) -> Table:
-    """Open a table directory for reading.
+    """Open a table directory for reading, or a released checkpoint whose rows are read where they lie.
+
+    Parameters
+    ----------
+    path
+        A table's directory; or a local directory or file that `storage.sources` knows. Rows that no codec reads are
+        taken as bytes.
 
     Raises
     ------
     TableError
-        The directory is no table, or not a whole one, or not one that this version reads.
+        The directory is no table and no checkpoint, or not a whole table, or not one that this version reads.
+    SpecMismatch
+        A checkpoint's tensors contradict its own addressing.
+
+    Notes
+    -----
+    A checkpoint has no digests: its bytes are served as they are.
     """
-    return Table(StoredTable(path))
+    stored = _open_stored(Path(path))
+    try:
+        return Table(stored)
+    except BaseException:
+        stored.close()
+        raise
+
+
+def _open_stored(path: Path) -> RowFiles:
+    try:
+        return StoredTable(path)
+    except NotATable as error:
+        if not path.exists():
+            raise
+        from engram_tables.storage.sources.opening import open_rows
+
+        try:
+            return open_rows(path, opaque=True)
+        except InvalidInput as why:
+            error.add_note(f"and as a released checkpoint: {why}")
+            raise error from None
 
 
 class Table:
@@ -39,8 +72,8 @@ class Table:
 
     Attributes
     ----------
-    stored : StoredTable
-        Its files.
+    stored : RowFiles
+        Its files: a `StoredTable`, or those of a checkpoint.
     places : Placements
         Where its records lie, for engines that are made beside those of the table.
 
@@ -51,9 +84,12 @@ class Table:
     again after every 65,536 rows; if all of them are in memory `gather` reads, otherwise `pread`, which
     leaves them in memory. What is not checked when reading: the records' bytes against the manifest's
     digests; `engram verify` does that.
+
+    A record whose parts lie apart, as weights and scales do in a checkpoint, is put together: the engines that read
+    files ask for all parts of a batch at once. A rank's table refuses the rows that it does not hold.
     """
 
-    def __init__(self, stored: StoredTable) -> None:
+    def __init__(self, stored: RowFiles) -> None:
         self.stored = stored
         self.places = Placements(stored)
         self._leases = Leases(f"table {stored.path}")
@@ -63,7 +99,7 @@ class Table:
 
     @property
     def path(self) -> Path:
-        """The table's directory."""
+        """The table's directory, or the checkpoint's directory or file."""
         return self.stored.path
 
     @property
@@ -79,7 +115,7 @@ class Table:
     @cached_property
     def vocabulary(self) -> Vocabulary | None:
         """The table's own copy of its vocabulary, or None."""
-        return self.stored.vocabulary()
+        return self.stored.vocabulary() if isinstance(self.stored, StoredTable) else None
 
     def fetch(
         self,
@@ -111,8 +147,8 @@ class Table:
         SpecMismatch
             The addresses have another number of layers or columns than the table's spec.
         InvalidInput
-            A row that the layer does not have, an unusable `out`, an unknown engine, or a closed table.
-            Nothing has been written to `out` then.
+            A row that the layer does not have or that is not here, an unusable `out`, an unknown engine, or a
+            closed table. Nothing has been written to `out` then.
         BackendUnavailable
             The engine was asked for by name and cannot work here.
         OSError

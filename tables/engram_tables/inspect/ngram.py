@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy.typing as npt
 from engram_tables.address.hashing import exact_keys, hash_ngrams
 from engram_tables.address.reference import window
 from engram_tables.errors import InvalidInput
+from engram_tables.inspect.table import file_name
 from engram_tables.units import PAGE_BYTES
 
 if TYPE_CHECKING:
@@ -62,19 +62,37 @@ class Sharer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PartView:
+    """Where one part of a record lies; a record in one piece has one, `records`.
+
+    Attributes
+    ----------
+    file
+        Its name within the table's or checkpoint's directory.
+    offset
+        Byte offset from the start of that file.
+    first_page, n_pages
+        The 4096-byte pages of the file that hold it.
+    """
+
+    part: str
+    file: str
+    offset: int
+    n_bytes: int
+    first_page: int
+    n_pages: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RowView:
     """One row an n-gram owns.
 
     Attributes
     ----------
-    shard
-        File name within the table's directory.
-    offset
-        Byte offset of the record from the start of that file.
-    first_page, n_pages
-        The 4096-byte pages of the file that hold the record.
+    parts
+        Where its record lies; empty where another rank holds it.
     norm
-        Euclidean norm of the row's values.
+        Euclidean norm of the row's values; None where the row is not here, or no codec decodes it.
     n_sharers, sharers
         Corpus n-grams that own the same row, and the most frequent of them; None without counts.
     """
@@ -82,11 +100,8 @@ class RowView:
     layer_id: int
     head: int
     row: int
-    shard: str
-    offset: int
-    first_page: int
-    n_pages: int
-    norm: float
+    parts: tuple[PartView, ...]
+    norm: float | None
     n_sharers: int | None
     sharers: tuple[Sharer, ...]
 
@@ -245,29 +260,54 @@ class _RowViews:
 
     def of(self, position: int, order: int, sharing: _Sharing | None, keys: list[int]) -> tuple[RowView, ...]:
         views = []
-        stored = self._table.stored
         for layer_idx, layer_id in enumerate(self._table.spec.layer_ids):
             columns = [column for column, (o, _) in enumerate(self._columns) if o == order]
             rows = self._rows[position, layer_idx, columns]
-            shard_idx, offsets = stored.locate(layer_id, rows)
-            norms = np.linalg.norm(self._table.decode(self._table.fetch_rows(layer_id, rows)), axis=1)
+            norms = self._norms(layer_id, rows)
             for head, row in enumerate(rows.tolist()):
-                offset = int(offsets[head])
                 owners = None if sharing is None else sharing.of(layer_id, head, row, keys[layer_idx])
                 views.append(
                     RowView(
                         layer_id=layer_id,
                         head=head,
                         row=row,
-                        shard=str(Path(stored.shards[int(shard_idx[head])].path).relative_to(stored.path)),
-                        offset=offset,
-                        first_page=offset // PAGE_BYTES,
-                        n_pages=(offset + stored.row_bytes - 1) // PAGE_BYTES - offset // PAGE_BYTES + 1,
-                        norm=float(norms[head]),
+                        parts=self._parts(layer_id, row),
+                        norm=norms[head],
                         n_sharers=None if owners is None else owners[0],
                         sharers=() if owners is None else owners[1],
                     )
                 )
+        return tuple(views)
+
+    def _is_here(self, layer_id: int, row: int) -> bool:
+        return any(start <= row < stop for start, stop in self._table.stored.owned(layer_id))
+
+    def _norms(self, layer_id: int, rows: npt.NDArray[np.int64]) -> list[float | None]:
+        here = [self._is_here(layer_id, row) for row in rows.tolist()]
+        if not self._table.stored.codec.can_decode:
+            return [None] * len(rows)
+        norms = iter(np.linalg.norm(self._table.decode(self._table.fetch_rows(layer_id, rows[here])), axis=1).tolist())
+        return [next(norms) if is_here else None for is_here in here]
+
+    def _parts(self, layer_id: int, row: int) -> tuple[PartView, ...]:
+        stored = self._table.stored
+        if not self._is_here(layer_id, row):
+            return ()
+        views = []
+        for part_idx, part in enumerate(stored.parts):
+            spots = stored.locate(layer_id, np.array([row]), part_idx)
+            offset = int(spots.offsets[0])
+            first_page = offset // PAGE_BYTES
+            views.append(
+                PartView(
+                    part=part.name,
+                    file=file_name(stored, int(spots.file_idx[0])),
+                    offset=offset,
+                    n_bytes=part.n_bytes,
+                    first_page=first_page,
+                    n_pages=(offset + part.n_bytes - 1) // PAGE_BYTES - first_page + 1,
+                )
+            )
         return tuple(views)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_tables.address.spec import Addresses
+from engram_tables.address.vocabulary import Vocabulary
 from engram_tables.errors import BackendUnavailable
 from engram_tables.fetch.engines import GatherEngine, MemoryEngine
 from engram_tables.fetch.table import Table, open_table
@@ -39,6 +40,7 @@ from engram_tables.measure.lookups import (
 from engram_tables.measure.residency import evict, huge_page_bytes, preload, resident_bytes
 from engram_tables.measure.timing import Case, interleave
 from engram_tables.measure.trace import text_trace, uniform_trace
+from engram_tables.storage.reader import StoredTable
 from engram_tables.units import PAGE_BYTES, ProgressHook
 
 SCHEMA = "engram.bench-offload/1"
@@ -54,6 +56,7 @@ def bench_offload(
     corpus: Sequence[str | Path] = (),
     glob: str = "*",
     exclude: Sequence[str] = (),
+    vocabulary: Vocabulary | None = None,
     plan: BenchPlan | None = None,
     progress: ProgressHook | None = None,
 ) -> dict[str, Any]:
@@ -61,9 +64,13 @@ def bench_offload(
 
     Parameters
     ----------
+    table_path
+        A table, or a checkpoint of this machine, which is read where it lies.
     corpus
         Files and directories whose text makes the trace; without any, rows are uniform and the record says
         so.
+    vocabulary
+        Turns the text into rows; the table's own by default.
     progress
         Called with (points done, points in all).
 
@@ -89,7 +96,7 @@ def bench_offload(
 
     with open_table(path) as table:
         trace = (
-            text_trace(table, corpus, glob=glob, exclude=exclude, seed=plan.seed)
+            text_trace(table, corpus, vocabulary=vocabulary, glob=glob, exclude=exclude, seed=plan.seed)
             if corpus
             else uniform_trace(table.spec, seed=plan.seed)
         )
@@ -130,9 +137,11 @@ def _describe_table(table: Table) -> dict[str, Any]:
         "n_rows": table.spec.n_rows,
         "row_bytes": table.row_bytes,
         "codec": stored.codec.name,
-        "layout": stored.layout.name,
-        "shards": len(stored.shards),
-        "file_bytes": sum(shard.file_bytes for shard in stored.shards),
+        "layout": stored.layout.name if isinstance(stored, StoredTable) else None,
+        "parts": [part.name for part in stored.parts],
+        "has_digests": isinstance(stored, StoredTable),
+        "shards": len(stored.files),
+        "file_bytes": sum(file.file_bytes for file in stored.files),
     }
 
 
@@ -210,7 +219,7 @@ def _dram_points(run: Run, fetchers: dict[str, Fetcher], n_rows: int, ceilings: 
 
 
 def _measure_disk(run: Run) -> dict[str, Any]:
-    largest = max(run.table.stored.shards, key=lambda shard: shard.file_bytes).path
+    largest = max(run.table.stored.files, key=lambda file: file.file_bytes).path
     try:
         left = evict(run.files)
         ceilings = disk_ceilings(largest, seconds=max(run.plan.seconds, 0.3))
@@ -280,8 +289,8 @@ class _Faults:
         addresses = self.drawn.prepare(self._run, self._n_tokens)
         self._table = open_table(self._run.path)
         self._table.engine(self._engine)
-        for shard_idx in range(len(self._run.files)):
-            self._table.stored.mapping(shard_idx)
+        for file_idx in range(len(self._run.files)):
+            self._table.stored.mapping(file_idx)
         self.drawn.resident_before[-1] = resident_bytes(self._run.files)
         return addresses
 

@@ -82,11 +82,11 @@ class Run:
 
     @property
     def files(self) -> list[Path]:
-        return [shard.path for shard in self.table.stored.shards]
+        return [file.path for file in self.table.stored.files]
 
     @property
     def file_bytes(self) -> int:
-        return sum(shard.file_bytes for shard in self.table.stored.shards)
+        return sum(file.file_bytes for file in self.table.stored.files)
 
     def n_tokens(self, n_rows: int) -> int:
         """Tokens of a batch of about `n_rows`."""
@@ -171,22 +171,28 @@ def make_case(run: Run, n_tokens: int, fetcher: Fetch, out: NDArray[np.uint8], d
 
 
 def batch_facts(table: Table, addresses: Addresses) -> dict[str, float]:
-    """Distinct rows, and the pages and cache lines that the records touch."""
+    """Distinct rows, and the pages and cache lines that the parts of the records touch."""
     _, n_layers, n_columns = addresses.rows.shape
     batch = table.places.check(addresses.rows, n_columns=n_columns, first_layer=0, n_layers=n_layers)
-    spots = table.places.addresses(batch, table.places.file_spots()).astype(np.int64)
-    last = spots + table.row_bytes - 1
-    distinct = np.unique(spots)
-    pages_a_row = last // PAGE_BYTES - spots // PAGE_BYTES + 1
-    steps = np.arange(int(pages_a_row.max()))
-    pages = np.minimum(distinct[:, None] // PAGE_BYTES + steps, (distinct[:, None] + table.row_bytes - 1) // PAGE_BYTES)
-    lines = last // _CACHE_LINE_BYTES - spots // _CACHE_LINE_BYTES + 1
+    placed = table.places.in_files(table.places.file_spots())
+    pages_per_row = line_bytes = 0.0
+    pages = []
+    for of_part, part in zip(placed.addresses(batch).astype(np.int64), table.stored.parts, strict=True):
+        distinct, times = np.unique(of_part, return_counts=True)
+        last = distinct + part.n_bytes - 1
+        pages_a_part = last // PAGE_BYTES - distinct // PAGE_BYTES + 1
+        steps = np.arange(int(pages_a_part.max()))
+        pages.append(np.minimum(distinct[:, None] // PAGE_BYTES + steps, last[:, None] // PAGE_BYTES).reshape(-1))
+        lines = last // _CACHE_LINE_BYTES - distinct // _CACHE_LINE_BYTES + 1
+        pages_per_row += float(pages_a_part @ times) / of_part.size
+        line_bytes += float(lines @ times) * _CACHE_LINE_BYTES
+    n_rows = int(batch.rows.size)
     return {
-        "unique_ratio": distinct.size / spots.size,
+        "unique_ratio": distinct.size / n_rows,
         "unique_bytes": float(distinct.size * table.row_bytes),
-        "unique_pages": float(np.unique(pages).size),
-        "pages_per_row": float(pages_a_row.mean()),
-        "line_bytes": float(lines.sum() * _CACHE_LINE_BYTES),
+        "unique_pages": float(np.unique(np.concatenate(pages)).size),
+        "pages_per_row": pages_per_row,
+        "line_bytes": line_bytes,
     }
 
 

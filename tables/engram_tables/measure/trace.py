@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_tables.address.spec import Addresses, AddressSpec
+from engram_tables.address.vocabulary import Vocabulary
 from engram_tables.corpus.reading.readers import Corpus, Document, find_documents
 from engram_tables.corpus.tokens.token_stream import tokenize_documents
 from engram_tables.errors import InvalidInput
@@ -44,6 +45,7 @@ def text_trace(
     table: Table,
     paths: Sequence[str | Path],
     *,
+    vocabulary: Vocabulary | None = None,
     glob: str = "*",
     exclude: Sequence[str] = (),
     text_bytes: int = TRACE_TEXT_BYTES,
@@ -55,17 +57,25 @@ def text_trace(
     Files are taken in a seeded random order until there are `text_bytes`; of a longer document its beginning. Bytes
     that are not UTF-8 become U+FFFD and are counted in the description.
 
+    Parameters
+    ----------
+    vocabulary
+        The table's own by default; a checkpoint has none.
+
     Raises
     ------
     InvalidInput
-        The table has no vocabulary, or the corpus cannot be read.
+        There is no vocabulary, or the corpus cannot be read.
+    SpecMismatch
+        The vocabulary is not the one that the table addresses.
     """
-    vocabulary = table.vocabulary
+    vocabulary = vocabulary or table.vocabulary
     if vocabulary is None:
         raise InvalidInput(
             f"{table.path}: the table holds no vocabulary, which turns text into rows; "
-            "build it with --vocab, or run without --corpus"
+            "give --vocab, or run without --corpus"
         )
+    table.spec.check_vocabulary(vocabulary)
     corpus = _some_files(find_documents(paths, glob=glob, exclude=exclude, decode_errors="replace"), text_bytes, seed)
     beginnings = _Beginnings(corpus, text_bytes)
     stream = tokenize_documents(

@@ -49,6 +49,46 @@ class Part:
         cell = row // self.cell_rows
         return cell * self.cell_bytes + (row - cell * self.cell_rows) * self.n_bytes
 
+    def n_cells(self, n_rows: int) -> int:
+        """Cells that `n_rows` rows fill or begin."""
+        return -(-n_rows // self.cell_rows)
+
+    def data_bytes(self, n_rows: int) -> int:
+        """Bytes of the whole cells of `n_rows` rows."""
+        return self.n_cells(n_rows) * self.cell_bytes
+
+    def touched_rows(self, start: int, stop: int, n_rows: int) -> tuple[int, int]:
+        """Half-open range of the rows that have a byte in `start` to `stop`, of `n_rows` in all; may be empty.
+
+        `start` and `stop` are bytes from the extent's beginning.
+        """
+        first = self._rows_begun(start, n_rows, whole=True)
+        return first, max(self._rows_begun(stop, n_rows, whole=False), first) if start < stop else first
+
+    def _rows_begun(self, offset: int, n_rows: int, *, whole: bool) -> int:
+        cell, inside = divmod(offset, self.cell_bytes)
+        in_cell = inside // self.n_bytes if whole else -(-inside // self.n_bytes)
+        return min(cell * self.cell_rows + min(in_cell, self.cell_rows), n_rows)
+
+    def place(self, stretches: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
+        """Lay whole cells into `out`.
+
+        Parameters
+        ----------
+        stretches
+            uint8 (n, n_bytes), this part alone of n records; the first one begins a cell.
+        out
+            uint8 (data_bytes(n),); its spare bytes become zeros.
+        """
+        cells = out.reshape(-1, self.cell_bytes)
+        used = self.cell_rows * self.n_bytes
+        n_full, n_last = divmod(len(stretches), self.cell_rows)
+        cells[:n_full, :used] = stretches[: n_full * self.cell_rows].reshape(n_full, used)
+        cells[:n_full, used:] = 0
+        if n_last:
+            cells[n_full, : n_last * self.n_bytes] = stretches[n_full * self.cell_rows :].reshape(-1)
+            cells[n_full, n_last * self.n_bytes :] = 0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extent:

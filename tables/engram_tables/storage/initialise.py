@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engram_tables.errors import InvalidInput
-from engram_tables.storage.codecs import BF16, FP8, Codec
+from engram_tables.storage.codecs import BF16, F32, FP8, Codec
 from engram_tables.units import json_int
 
 NORMAL = "normal"
@@ -66,11 +66,16 @@ class Init:
 
 
 class RowFiller:
-    """Makes records of one `Init`; keeps its working memory, so each thread has one of its own."""
+    """Makes records of one `Init`; keeps its working memory, so each thread has one of its own.
+
+    Raises `InvalidInput` when made for a codec that is only read, or that a value of this `Init` would be too large
+    for.
+    """
 
     def __init__(self, init: Init, codec: Codec, row_width: int) -> None:
         self._init = init
         self._codec = codec
+        codec.check_can_encode()
         if init.kind == ZEROS:
             self._zero = codec.encode(np.zeros((1, row_width), dtype=np.float32))
             return
@@ -79,6 +84,12 @@ class RowFiller:
         n_rows = max(1, _TILE_VALUES // row_width)
         self._row_words = -(-row_width // VALUES_PER_WORD)
         self._std = np.float32(float(str(init.std)))
+        largest = np.float32(kernels.LARGEST_NORMAL * self._std)
+        if int(largest.view(np.uint32)) >= codec.limit_bits:
+            raise InvalidInput(
+                f"std: found {init.std}, with which values reach {largest:.6g}, expected values that codec "
+                f"{codec.name} can hold; choose a smaller std or another codec"
+            )
         words = np.empty((n_rows, self._row_words), dtype=np.uint64)
         values = np.empty((n_rows, row_width), dtype=np.float32)
         groups = values.reshape(-1, 32) if codec.name == FP8 else values[:0]
@@ -103,8 +114,22 @@ class RowFiller:
             kernels.normal_fp8(*arguments, out)
         elif self._codec.name == BF16:
             kernels.normal_bf16(*arguments, out.view(np.uint16))
-        else:
+        elif self._codec.name == F32:
             kernels.normal_f32(*arguments, out.view(np.float32))
+        else:
+            self._fill_by_tiles(*arguments, out)
+
+    def _fill_by_tiles(
+        self, state: np.uint64, first_word: np.uint64, std: np.float32, tile: Any, out: NDArray[np.uint8]
+    ) -> None:
+        from engram_tables.storage import kernels
+
+        for start in range(0, len(out), len(tile.values)):
+            values = tile.values[: len(out) - start]
+            kernels.fill_words(state, first_word, tile.words.size, tile.words)
+            kernels.fill_normal(tile.quarters, std, len(values), tile.values, 0)
+            self._codec.encode(values, out[start : start + len(values)])
+            first_word += np.uint64(tile.words.size)
 
 
 def layer_state(seed: int, layer_id: int) -> int:

@@ -6,17 +6,17 @@ twin in `reference`.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import njit
 
+from engram_tables.storage.float_bits import bits_of, float_of
 from engram_tables.storage.quantiles import normal_magnitudes
 
 # Constants of the compiled code: as an argument, a table might overlap `out`, and no loop would become vectors.
 _MAGNITUDES = normal_magnitudes()
+LARGEST_NORMAL = np.float32(_MAGNITUDES.max())
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _FIRST_FACTOR = np.uint64(0xBF58476D1CE4E5B9)
 _SECOND_FACTOR = np.uint64(0x94D049BB133111EB)
@@ -28,33 +28,18 @@ for _code in range(256):
 _E8M0_VALUES = np.array([*(2.0**exponent for exponent in range(-127, 128)), np.nan], dtype=np.float32)
 
 
-def _float_as_bits(typing_context: Any, value: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], ir.IntType(32))
-
-    return types.uint32(types.float32), generate
-
-
-def _bits_as_float(typing_context: Any, bits: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], ir.FloatType())
-
-    return types.float32(types.uint32), generate
-
-
-_bits_of: Any = intrinsic(_float_as_bits)
-_float_of: Any = intrinsic(_bits_as_float)
-
-
 @njit(cache=True, nogil=True)
-def first_unstorable_row(bits: np.ndarray, limit_bits: np.uint32) -> int:
-    """First row with a value whose magnitude bits reach `limit_bits`, or -1.
+def encode_f32(bits: np.ndarray, limit_bits: np.uint32, out: np.ndarray) -> int:
+    """Copy `bits` uint32 (n, width) into `out` uint32 (n, width).
 
-    `bits` uint32 (n, width): float32 values as bits. Magnitude bits order as magnitudes do, infinity and NaN last.
+    Returns the first row with a value whose magnitude bits reach `limit_bits`, where it stops, or -1. Magnitude bits
+    order as magnitudes do, infinity and NaN last.
     """
     for row in range(bits.shape[0]):
         if _largest_magnitude(bits, row) >= limit_bits:
             return row
+        for k in range(bits.shape[1]):
+            out[row, k] = bits[row, k]
     return -1
 
 
@@ -68,14 +53,20 @@ def _largest_magnitude(bits: np.ndarray, row: int) -> np.uint32:
 
 
 @njit(cache=True, nogil=True)
-def encode_bf16(bits: np.ndarray, n_rows: int, out: np.ndarray, start: int) -> None:
+def encode_bf16(bits: np.ndarray, limit_bits: np.uint32, n_rows: int, out: np.ndarray, start: int) -> int:
     """Round the first `n_rows` of `bits` uint32 (n, width) to nearest even into `out` uint16 (m, width) from row
-    `start` on. Values are finite and stay so."""
+    `start` on.
+
+    Returns the first row with a value that cannot be stored, where it stops, or -1.
+    """
     for row in range(n_rows):
+        if _largest_magnitude(bits, row) >= limit_bits:
+            return row
         for k in range(bits.shape[1]):
             word = bits[row, k]
             round_up = np.uint32(np.uint32(0x7FFF) + np.uint32(np.uint32(word >> np.uint32(16)) & np.uint32(1)))
             out[start + row, k] = np.uint16(np.uint32(word + round_up) >> np.uint32(16))
+    return -1
 
 
 @njit(cache=True, nogil=True)
@@ -102,9 +93,10 @@ def encode_fp8(bits: np.ndarray, limit_bits: np.uint32, n_rows: int, out: np.nda
                 return row
             out[target, width + group] = _shared_scale(largest)
         for group in range(n_groups):
-            inverse = _float_of(np.uint32((np.uint32(254) - np.uint32(out[target, width + group])) << np.uint32(23)))
-            for k in range(32):
-                out[target, group * 32 + k] = _e4m3_code(bits[row * n_groups + group, k], inverse)
+            inverse = float_of(np.uint32((np.uint32(254) - np.uint32(out[target, width + group])) << np.uint32(23)))
+            source, first = row * n_groups + group, np.uint64(group * 32)
+            for k in range(bits.shape[1]):
+                out[target, first + np.uint64(k)] = _e4m3_code(bits[source, k], inverse)
     return -1
 
 
@@ -119,10 +111,10 @@ def _shared_scale(largest: np.uint32) -> np.uint8:
 @njit(cache=True, nogil=True)
 def _e4m3_code(word: np.uint32, inverse: np.float32) -> np.uint8:
     sign = np.uint32(np.uint32(word >> np.uint32(24)) & np.uint32(0x80))
-    scaled = np.float32(_float_of(np.uint32(word & np.uint32(0x7FFFFFFF))) * inverse)
+    scaled = np.float32(float_of(np.uint32(word & np.uint32(0x7FFFFFFF))) * inverse)
     # Below 2**-6 codes are multiples of 2**-9, which is the last place of a float32 near 2**14.
-    small = np.uint32(_bits_of(np.float32(scaled + np.float32(16384.0))) & np.uint32(0xF))
-    scaled_bits = _bits_of(scaled)
+    small = np.uint32(bits_of(np.float32(scaled + np.float32(16384.0))) & np.uint32(0xF))
+    scaled_bits = bits_of(scaled)
     odd = np.uint32(np.uint32(scaled_bits >> np.uint32(20)) & np.uint32(1))
     large = np.uint32(np.uint32(np.uint32(scaled_bits + np.uint32(0x7FFFF) + odd) >> np.uint32(20)) - np.uint32(960))
     code = small if scaled < np.float32(0.015625) else large
@@ -132,16 +124,54 @@ def _e4m3_code(word: np.uint32, inverse: np.float32) -> np.uint8:
 @njit(cache=True, nogil=True)
 def decode_fp8(records: np.ndarray, out: np.ndarray) -> None:
     """Decode `records` uint8 (n, width + width // 32) into `out` float32 (n, width)."""
-    n_rows, width = out.shape
-    for row in range(n_rows):
-        for group in range(width // 32):
-            scale = _E8M0_VALUES[records[row, width + group]]
-            for k in range(group * 32, group * 32 + 32):
-                word = _bits_of(np.float32(_E4M3_VALUES[records[row, k]] * scale))
-                odd = np.uint32(np.uint32(word >> np.uint32(16)) & np.uint32(1))
-                rounded = np.uint32(np.uint32(word + np.uint32(0x7FFF) + odd) & np.uint32(0xFFFF0000))
-                is_nan = np.uint32(word & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
-                out[row, k] = _float_of(np.uint32(0x7FC00000) if is_nan else rounded)
+    n_groups = records.shape[1] // 33
+    n_values = out.shape[1] // n_groups
+    for row in range(records.shape[0]):
+        for group in range(n_groups):
+            code = records[row, n_groups * 32 + group]
+            scale, first = _E8M0_VALUES[code], np.uint64(group * 32)
+            # From 2**-117 to 2**119 no product needs rounding: it is normal and has the four bits of the code.
+            if 10 <= code <= 246:
+                for k in range(n_values):
+                    at = first + np.uint64(k)
+                    out[row, at] = np.float32(_E4M3_VALUES[records[row, at]] * scale)
+            else:
+                for k in range(n_values):
+                    at = first + np.uint64(k)
+                    out[row, at] = _rounded_product(_E4M3_VALUES[records[row, at]], scale)
+
+
+@njit(cache=True, nogil=True)
+def _rounded_product(value: np.float32, scale: np.float32) -> np.float32:
+    word = bits_of(np.float32(value * scale))
+    odd = np.uint32(np.uint32(word >> np.uint32(16)) & np.uint32(1))
+    rounded = np.uint32(np.uint32(word + np.uint32(0x7FFF) + odd) & np.uint32(0xFFFF0000))
+    is_nan = np.uint32(word & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
+    product: np.float32 = float_of(np.uint32(0x7FC00000) if is_nan else rounded)
+    return product
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def encode_fp8_scalar(bits: np.ndarray, limit_bits: np.uint32, scale: np.float32, out: np.ndarray) -> int:
+    """Encode `bits` uint32 (n, width) divided by `scale` into `out` uint8 (n, width).
+
+    Returns the first row with a value that cannot be stored, where it stops, or -1.
+    """
+    for row in range(bits.shape[0]):
+        if _largest_magnitude(bits, row) >= limit_bits:
+            return row
+        for k in range(bits.shape[1]):
+            quotient = np.float32(float_of(bits[row, k]) / scale)
+            out[row, k] = _e4m3_code(bits_of(quotient), np.float32(1))
+    return -1
+
+
+@njit(cache=True, nogil=True)
+def decode_fp8_scalar(codes: np.ndarray, scale: np.float32, out: np.ndarray) -> None:
+    """Decode `codes` uint8 (n, width) times `scale` into `out` float32 (n, width)."""
+    for row in range(out.shape[0]):
+        for k in range(out.shape[1]):
+            out[row, k] = np.float32(_E4M3_VALUES[codes[row, k]] * scale)
 
 
 @njit(cache=True, nogil=True)
@@ -163,7 +193,7 @@ def fill_normal(quarters: np.ndarray, std: np.float32, n_rows: int, out: np.ndar
             quarter = np.uint32(quarters[row, column])
             magnitude = np.float32(_MAGNITUDES[quarter & np.uint32(0x1FFF)] * std)
             sign = np.uint32(np.uint32(quarter & np.uint32(0x8000)) << np.uint32(16))
-            out[start + row, column] = _float_of(np.uint32(_bits_of(magnitude) | sign))
+            out[start + row, column] = float_of(np.uint32(bits_of(magnitude) | sign))
 
 
 class Tile(NamedTuple):
@@ -202,7 +232,7 @@ def normal_bf16(state: np.uint64, first_word: np.uint64, std: np.float32, tile: 
         n_rows = min(tile_rows, out.shape[0] - start)
         fill_words(state, first_word, tile_words, tile.words)
         fill_normal(tile.quarters, std, n_rows, tile.values, 0)
-        encode_bf16(tile.bits, n_rows, out, start)
+        encode_bf16(tile.bits, np.uint32(0x7F800000), n_rows, out, start)
         first_word += np.uint64(tile_words)
 
 

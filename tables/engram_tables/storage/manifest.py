@@ -10,53 +10,28 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, NoReturn, Self
 
 from engram_tables.address.spec import AddressSpec
 from engram_tables.errors import CorruptTable, InvalidInput, NotATable, TableError, UnsupportedTable
-from engram_tables.storage.codecs import CODEC_NAMES, Codec, get_codec
+from engram_tables.storage.codecs import Codec, get_codec
+from engram_tables.storage.extents import Part, Ranges
+from engram_tables.storage.features import WRITER_WORDS, check_reader_features, feature_words, reader_words
 from engram_tables.storage.initialise import INIT_NAMES, ZEROS, Init
-from engram_tables.storage.layout import LAYOUT_NAMES, Layout, get_layout, shard_path
+from engram_tables.storage.layout import Layout, get_layout
+from engram_tables.storage.ranks import Rank, owned_rows
+from engram_tables.storage.shards import ShardRecord, check_shards, need
+from engram_tables.storage.sources.record import SourceRecord
 from engram_tables.units import PAGE_BYTES, canonical_json, int_from_json, json_int
 
-SCHEMA = "engram.table/1"
-ROWS_SCHEMA = "engram.rows/1"
+SCHEMA = "engram.table/2"
 BLOCK_BYTES = 16 * 2**20
-TENSOR_NAME = "records"
-NO_DIGEST = "0" * 64
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_MAX_HEADER_BYTES = 16 * PAGE_BYTES
+_SCALE = re.compile(r"[0-9a-f]{8}")
 _COPY_AGAIN = "copy or build the table again"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShardRecord:
-    """One file of rows.
-
-    Attributes
-    ----------
-    path
-        Below the table's directory, with `/`.
-    first_row, n_rows
-        The rows it holds, numbered within the layer.
-    data_offset
-        Bytes from the start of the file to the first record; a multiple of 4096.
-    header_sha256
-        Digest of the bytes before `data_offset`.
-    block_sha256
-        Digest of each `block_bytes` of the file, header included; the last block may be shorter.
-    """
-
-    path: str
-    layer_id: int
-    first_row: int
-    n_rows: int
-    file_bytes: int
-    data_offset: int
-    header_sha256: str = NO_DIGEST
-    block_sha256: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,37 +43,92 @@ class VocabularyRecord:
     map_sha256: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """Everything in `engram.json`.
 
     Attributes
     ----------
+    codec_scale_bits
+        Bits of the one float32 scale of all rows, for a codec that has one.
     row_width, row_bytes
         Values of a row, and bytes of its record in this codec.
     block_bytes
         The unit of `block_sha256`, in bytes of a file.
     init
-        How the rows came to be: `kind` and its parameters, texts and integers.
+        How fresh rows came to be: `kind` and its parameters, texts and integers.
+    source
+        What the rows were made from, as `sources.record.SourceRecord.to_json` gives it.
+    owned
+        The rows of every layer that the table holds; None for all of them.
+    rank
+        Whose share `owned` is, or a part of.
+    more
+        Entries under writer words that are not known here, kept as they are.
     """
 
     spec: AddressSpec
     codec: str
+    codec_scale_bits: int | None = None
     layout: str
     row_width: int
     row_bytes: int
     shards: tuple[ShardRecord, ...]
     vocabulary: VocabularyRecord | None = None
-    init: Mapping[str, str | int] = field(default_factory=dict)
+    init: Mapping[str, str | int] | None = None
+    source: Mapping[str, Any] | None = None
+    owned: Mapping[int, Ranges] | None = None
+    rank: Rank | None = None
     block_bytes: int = BLOCK_BYTES
+    more: Mapping[str, Any] = field(default_factory=dict)
 
     def get_codec(self) -> Codec:
-        """The codec by its name."""
-        return get_codec(self.codec)
+        """The codec by its name and scale."""
+        return get_codec(self.codec, scale_bits=self.codec_scale_bits)
 
     def get_layout(self) -> Layout:
         """The layout by its name."""
-        return get_layout(self.layout, self.row_bytes)
+        return get_layout(self.layout, self.get_codec(), self.row_width)
+
+    @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        """Which stretches of a record lie apart, and how."""
+        return self.get_layout().parts
+
+    def part_idx(self, name: str) -> int:
+        """Position of a part in `parts`."""
+        return next(part_idx for part_idx, part in enumerate(self.parts) if part.name == name)
+
+    @property
+    def codec_scale(self) -> str | None:
+        """`codec_scale_bits` as 8 hexadecimal digits."""
+        return None if self.codec_scale_bits is None else f"{self.codec_scale_bits:08x}"
+
+    def owned_rows(self, layer_id: int) -> Ranges:
+        """The rows of a layer that the table holds; `InvalidInput` for a layer that the spec does not have."""
+        layer = self.spec.layer(layer_id)
+        return ((0, layer.n_rows),) if self.owned is None else self.owned[layer_id]
+
+    @property
+    def reader_features(self) -> tuple[str, ...]:
+        """Words that whoever reads a row must know."""
+        return reader_words(self.codec, self.layout, is_partial=self.owned is not None)
+
+    @property
+    def writer_features(self) -> tuple[str, ...]:
+        """Words that whoever makes another table from this one must know: entries that speak of the rows' contents."""
+        entries = (self.init, self.source, self.vocabulary)
+        known = {word for word, entry in zip(WRITER_WORDS, entries, strict=True) if entry is not None}
+        return tuple(sorted(known | set(self.more)))
+
+    def check_writer_features(self, path: str) -> None:
+        """`UnsupportedTable` where a table made from this one could say something untrue of its rows."""
+        if self.more:
+            raise UnsupportedTable(
+                f"{path}: found the writer features {', '.join(self.more)}, expected some of "
+                f"{', '.join(WRITER_WORDS)}; rows can be read, but make tables from it with a version that knows them",
+                path=path,
+            )
 
     def to_bytes(self) -> bytes:
         """The file's bytes."""
@@ -107,37 +137,27 @@ class Manifest:
         return canonical_json(body)
 
     def _body(self) -> dict[str, Any]:
-        vocabulary = self.vocabulary
         return {
+            **self.more,
             "schema": SCHEMA,
+            "reader_features": list(self.reader_features),
+            "writer_features": list(self.writer_features),
             "spec": self.spec.to_json(),
             "fingerprint": self.spec.fingerprint,
             "codec": self.codec,
+            "codec_scale": self.codec_scale,
             "layout": self.layout,
-            "row_width": self.row_width,
-            "row_bytes": self.row_bytes,
+            "row_width": json_int(self.row_width),
+            "row_bytes": json_int(self.row_bytes),
             "block_bytes": json_int(self.block_bytes),
-            "init": {key: json_int(value) if isinstance(value, int) else value for key, value in self.init.items()},
-            "vocabulary": None
-            if vocabulary is None
-            else {
-                "file_bytes": json_int(vocabulary.file_bytes),
-                "sha256": vocabulary.sha256,
-                "map_sha256": vocabulary.map_sha256,
-            },
-            "shards": [
-                {
-                    "path": shard.path,
-                    "layer_id": shard.layer_id,
-                    "first_row": json_int(shard.first_row),
-                    "n_rows": json_int(shard.n_rows),
-                    "file_bytes": json_int(shard.file_bytes),
-                    "data_offset": shard.data_offset,
-                    "header_sha256": shard.header_sha256,
-                    "block_sha256": list(shard.block_sha256),
-                }
-                for shard in self.shards
-            ],
+            "init": None if self.init is None else {key: _exact(value) for key, value in self.init.items()},
+            "source": None if self.source is None else dict(self.source),
+            "owned": None if self.owned is None else _owned_to_json(self.owned),
+            "rank": None
+            if self.rank is None
+            else {"by": self.rank.by, "rank": self.rank.rank, "n_ranks": self.rank.n_ranks},
+            "vocabulary": None if self.vocabulary is None else _vocabulary_to_json(self.vocabulary),
+            "shards": [_shard_to_json(shard) for shard in self.shards],
         }
 
     @classmethod
@@ -149,7 +169,7 @@ class Manifest:
         NotATable
             The bytes are not JSON, or not of this schema.
         UnsupportedTable
-            A later schema, or a codec or layout that is not known here.
+            Another version of the schema, or a reader feature, codec or layout that is not known here.
         CorruptTable
             The bytes are not the canonical form of what they say, or its numbers contradict each other.
         """
@@ -168,7 +188,7 @@ class Manifest:
             )
         try:
             manifest = cls._from_body(body, path)
-            manifest.check(path)
+            manifest.check()
         except InvalidInput as error:
             raise CorruptTable(f"{path}: {error}", path=path) from None
         except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -180,29 +200,36 @@ class Manifest:
 
     @classmethod
     def _from_body(cls, body: dict[str, Any], path: str) -> Self:
-        for key, names in (("codec", CODEC_NAMES), ("layout", LAYOUT_NAMES)):
-            if body[key] not in names:
-                raise UnsupportedTable(
-                    f"{path}: found {key} {body[key]!r}, expected one of {', '.join(names)}; "
-                    "read it with a version that knows it",
-                    path=path,
-                )
+        check_reader_features(body, path)
+        words = set(feature_words(body, "writer_features")) - set(WRITER_WORDS)
+        spec = AddressSpec.from_json(body["spec"], where="spec")
+        source = body["source"]
         manifest = cls(
-            spec=AddressSpec.from_json(body["spec"], where="spec"),
+            spec=spec,
             codec=body["codec"],
+            codec_scale_bits=None if body["codec_scale"] is None else _scale_from_json(body["codec_scale"]),
             layout=body["layout"],
             row_width=int_from_json(body["row_width"], "row_width"),
             row_bytes=int_from_json(body["row_bytes"], "row_bytes"),
             block_bytes=int_from_json(body["block_bytes"], "block_bytes"),
-            init=_init_from_json(body["init"], path),
+            init=None if body["init"] is None else _init_from_json(body["init"], path),
+            source=None if source is None else SourceRecord.from_json(source).to_json(),
+            owned=None if body["owned"] is None else _owned_from_json(body["owned"], spec),
+            rank=None if body["rank"] is None else _rank_from_json(body["rank"]),
             vocabulary=None if body["vocabulary"] is None else _vocabulary_from_json(body["vocabulary"]),
             shards=tuple(_shards_from_json(body["shards"])),
+            more={word: body[word] for word in words},
         )
+        if words:
+            shadowed = sorted(words & set(replace(manifest, more={})._body()))
+            need(not shadowed, "writer_features", f"a known entry's name, {', '.join(shadowed)}", "other words")
         if body["fingerprint"] != manifest.spec.fingerprint:
             raise InvalidInput(
                 f"found fingerprint {body['fingerprint']!r}, expected {manifest.spec.fingerprint} as its spec has; "
                 f"{_COPY_AGAIN}"
             )
+        for key in ("reader_features", "writer_features"):
+            need(list(getattr(manifest, key)) == body[key], key, body[key], list(getattr(manifest, key)))
         if manifest._body() != body:
             unknown = sorted(set(body) - set(manifest._body()))
             raise UnsupportedTable(
@@ -212,80 +239,41 @@ class Manifest:
             )
         return manifest
 
-    def check(self, path: str) -> None:
-        """Raise unless all numbers follow from spec, codec, layout and each other."""
-
-        def need(holds: bool, what: str, found: object, expected: object) -> None:
-            if not holds:
-                raise CorruptTable(f"{path}: {what} is {found}, expected {expected}; {_COPY_AGAIN}", path=path)
-
+    def check(self) -> None:
+        """`InvalidInput` unless all numbers follow from spec, codec, layout, owned rows and each other."""
         row_bytes = self.get_codec().row_bytes(self.row_width)
         need(self.row_bytes == row_bytes, "row_bytes", self.row_bytes, row_bytes)
         need(self.spec.row_width == self.row_width, "row_width", self.row_width, self.spec.row_width)
         block_ok = self.block_bytes >= PAGE_BYTES and self.block_bytes % PAGE_BYTES == 0
         need(block_ok, "block_bytes", self.block_bytes, f"a positive multiple of {PAGE_BYTES}")
-        layout = self.get_layout()
-        n_known = 0
+        need(self.init is None or self.source is None, "init", "given together with a source", "one of the two")
+        if self.source is not None:
+            source = SourceRecord.from_json(self.source)
+            source.check_rows(self.spec)
+            as_it_was = (source.codec, source.codec_scale) == (self.codec, self.codec_scale)
+            need(not as_it_was or source.row_bytes == row_bytes, "row_bytes of the source", source.row_bytes, row_bytes)
+        self._check_owned()
+        check_shards(self)
+
+    def _check_owned(self) -> None:
+        if self.owned is None:
+            need(self.rank is None, "owned", "null with a rank", "the rank's rows")
+            return
+        everything = {layer.layer_id: ((0, layer.n_rows),) for layer in self.spec.layers}
         for layer in self.spec.layers:
-            shards = [shard for shard in self.shards if shard.layer_id == layer.layer_id]
-            need(self.shards[n_known : n_known + len(shards)] == tuple(shards),
-                 f"the order of the shards of layer {layer.layer_id}", "mixed", "one run per layer")  # fmt: skip
-            n_known += len(shards)
-            first_row = 0
-            for shard_idx, shard in enumerate(shards):
-                name = shard_path(layer.layer_id, shard_idx, len(shards))
-                need(shard.path == name, "the path of a shard", repr(shard.path), repr(name))
-                need(shard.first_row == first_row, f"{name}: first_row", shard.first_row, first_row)
-                need(
-                    0 < shard.n_rows <= shards[0].n_rows,
-                    f"{name}: n_rows",
-                    shard.n_rows,
-                    "1 or more, none past the first",
-                )
-                is_last = shard_idx == len(shards) - 1
-                need(
-                    is_last or shard.n_rows == shards[0].n_rows,
-                    f"{name}: n_rows",
-                    shard.n_rows,
-                    shards[0].n_rows,
-                )
-                offset_ok = 0 < shard.data_offset <= _MAX_HEADER_BYTES and shard.data_offset % PAGE_BYTES == 0
-                need(offset_ok, f"{name}: data_offset", shard.data_offset, f"a multiple of {PAGE_BYTES}")
-                file_bytes = shard.data_offset + layout.data_bytes(shard.n_rows)
-                need(shard.file_bytes == file_bytes, f"{name}: file_bytes", shard.file_bytes, file_bytes)
-                n_blocks = -(-file_bytes // self.block_bytes)
-                need(len(shard.block_sha256) == n_blocks, f"{name}: blocks", len(shard.block_sha256), n_blocks)
-                first_row += shard.n_rows
-            need(first_row == layer.n_rows, f"rows of layer {layer.layer_id}", first_row, layer.n_rows)
-        need(n_known == len(self.shards), "shards", len(self.shards), n_known)
-
-
-def shard_header(manifest: Manifest, shard: ShardRecord) -> bytes:
-    """The bytes before `shard.data_offset`: a safetensors header of one U8 tensor, padded with spaces.
-
-    `shard` may still have a `data_offset` of 0; the result's length is then the one it needs.
-    """
-    layout = manifest.get_layout()
-    data_bytes = layout.data_bytes(shard.n_rows)
-    metadata = {
-        "schema": ROWS_SCHEMA,
-        "fingerprint": manifest.spec.fingerprint,
-        "codec": manifest.codec,
-        "layout": manifest.layout,
-        "row_width": str(manifest.row_width),
-        "row_bytes": str(manifest.row_bytes),
-        "layer_id": str(shard.layer_id),
-        "first_row": str(shard.first_row),
-        "n_rows": str(shard.n_rows),
-    }
-    tensor = {
-        "dtype": "U8",
-        "shape": [layout.n_cells(shard.n_rows), layout.cell_bytes],
-        "data_offsets": [0, data_bytes],
-    }
-    text = canonical_json({"__metadata__": metadata, TENSOR_NAME: tensor})
-    n_header = -(-(8 + len(text)) // PAGE_BYTES) * PAGE_BYTES
-    return (n_header - 8).to_bytes(8, "little") + text.ljust(n_header - 8, b" ")
+            before = -1
+            for start, stop in self.owned[layer.layer_id]:
+                holds = before < start < stop <= layer.n_rows and start >= 0
+                need(holds, f"owned rows of layer {layer.layer_id}", f"{start} to {stop}", f"a range after {before}")
+                before = stop
+        if self.rank is None:
+            need(self.owned != everything, "owned", "all rows without a rank", "null")
+            return
+        share = owned_rows(self.spec, by=self.rank.by, rank=self.rank.rank, n_ranks=self.rank.n_ranks)
+        for layer_id, ranges in self.owned.items():
+            for start, stop in ranges:
+                holds = any(first <= start and stop <= last for first, last in share[layer_id])
+                need(holds, f"owned rows of layer {layer_id}", f"{start} to {stop}", f"rows of {self.rank}")
 
 
 def _parse(data: bytes, path: str) -> dict[str, Any]:
@@ -303,12 +291,48 @@ def _parse(data: bytes, path: str) -> dict[str, Any]:
     schema = body.get("schema") if isinstance(body, dict) else None
     if schema == SCHEMA:
         return dict(body)
-    later = isinstance(schema, str) and schema.startswith("engram.table/")
-    kind: type[TableError] = UnsupportedTable if later else NotATable
-    raise kind(
-        f"{path}: found schema {schema!r}, expected {SCHEMA!r}; "
-        + ("read it with a version that knows it" if later else "give the directory of a table"),
-        path=path,
+    is_version = isinstance(schema, str) and schema.startswith("engram.table/")
+    kind: type[TableError] = UnsupportedTable if is_version else NotATable
+    if schema == "engram.table/1":
+        what = "build the table again"
+    elif is_version:
+        what = "read it with a version that knows it"
+    else:
+        what = "give the directory of a table"
+    raise kind(f"{path}: found schema {schema!r}, expected {SCHEMA!r}; {what}", path=path)
+
+
+def _exact(value: str | int) -> str | int:
+    return json_int(value) if isinstance(value, int) else value
+
+
+def _scale_from_json(value: Any) -> int:
+    if not isinstance(value, str) or _SCALE.fullmatch(value) is None:
+        raise InvalidInput(f"codec_scale: found {value!r}, expected 8 hexadecimal digits; {_COPY_AGAIN}")
+    return int(value, 16)
+
+
+def _owned_to_json(owned: Mapping[int, Ranges]) -> dict[str, Any]:
+    return {str(layer_id): [list(map(json_int, ends)) for ends in ranges] for layer_id, ranges in owned.items()}
+
+
+def _owned_from_json(value: Any, spec: AddressSpec) -> dict[int, Ranges]:
+    names = {str(layer_id): layer_id for layer_id in spec.layer_ids}
+    if not isinstance(value, dict) or set(value) != set(names):
+        raise InvalidInput(f"owned: found other layers than {', '.join(names)}; {_COPY_AGAIN}")
+    owned: dict[int, Ranges] = {}
+    for name, layer_id in names.items():
+        pairs = [[int_from_json(end, f"owned rows of layer {name}") for end in ends] for ends in value[name]]
+        owned[layer_id] = tuple((start, stop) for start, stop in pairs)
+    return owned
+
+
+def _rank_from_json(value: Any) -> Rank:
+    by = value["by"]
+    if not isinstance(by, str):
+        raise InvalidInput(f"rank: found by {by!r}, expected a text; {_COPY_AGAIN}")
+    return Rank(
+        by=by, rank=int_from_json(value["rank"], "rank"), n_ranks=int_from_json(value["n_ranks"], "rank: n_ranks")
     )
 
 
@@ -334,6 +358,14 @@ def _init_from_json(value: Any, path: str) -> dict[str, str | int]:
     return {"kind": kind, "seed": seed, "std": std}
 
 
+def _vocabulary_to_json(vocabulary: VocabularyRecord) -> dict[str, Any]:
+    return {
+        "file_bytes": json_int(vocabulary.file_bytes),
+        "sha256": vocabulary.sha256,
+        "map_sha256": vocabulary.map_sha256,
+    }
+
+
 def _vocabulary_from_json(value: Any) -> VocabularyRecord:
     return VocabularyRecord(
         file_bytes=int_from_json(value["file_bytes"], "vocabulary file_bytes"),
@@ -342,12 +374,27 @@ def _vocabulary_from_json(value: Any) -> VocabularyRecord:
     )
 
 
+def _shard_to_json(shard: ShardRecord) -> dict[str, Any]:
+    return {
+        "path": shard.path,
+        "layer_id": shard.layer_id,
+        "part": shard.part,
+        "first_row": json_int(shard.first_row),
+        "n_rows": json_int(shard.n_rows),
+        "file_bytes": json_int(shard.file_bytes),
+        "data_offset": shard.data_offset,
+        "header_sha256": shard.header_sha256,
+        "block_sha256": list(shard.block_sha256),
+    }
+
+
 def _shards_from_json(values: Iterable[Any]) -> Iterator[ShardRecord]:
     for value in values:
         where = f"shard {value['path']}"
         yield ShardRecord(
             path=value["path"],
             layer_id=int_from_json(value["layer_id"], f"{where}: layer_id"),
+            part=value["part"],
             first_row=int_from_json(value["first_row"], f"{where}: first_row"),
             n_rows=int_from_json(value["n_rows"], f"{where}: n_rows"),
             file_bytes=int_from_json(value["file_bytes"], f"{where}: file_bytes"),

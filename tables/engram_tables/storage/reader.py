@@ -9,17 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import io
-import mmap
 import os
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-import numpy as np
-from numpy.typing import NDArray
-
-from engram_tables.address.spec import AddressSpec
 from engram_tables.errors import (
     CorruptTable,
     IncompleteTable,
@@ -28,9 +22,11 @@ from engram_tables.errors import (
     TableError,
     UnsupportedTable,
 )
-from engram_tables.storage.codecs import Codec
+from engram_tables.storage.extents import Extent
 from engram_tables.storage.layout import MANIFEST_NAME, VOCABULARY_NAME, Layout
-from engram_tables.storage.manifest import Manifest, ShardRecord, VocabularyRecord, shard_header
+from engram_tables.storage.manifest import Manifest, VocabularyRecord
+from engram_tables.storage.row_files import RowFile, RowFiles
+from engram_tables.storage.shards import ShardRecord, shard_header
 
 if TYPE_CHECKING:
     from engram_tables.address.vocabulary import Vocabulary
@@ -39,21 +35,8 @@ _MAX_MANIFEST_BYTES = 2**30
 _OPEN_ATTEMPTS = 3
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shard:
-    """One open file of rows; `data_offset` counts from the start of the file and is a multiple of 4096."""
-
-    path: Path
-    layer_id: int
-    first_row: int
-    n_rows: int
-    data_offset: int
-    file_bytes: int
-    fd: int
-
-
-class StoredTable:
-    """A table directory, opened and checked.
+class StoredTable(RowFiles):
+    """A table directory, opened and checked; `files[k]` and `extents[k]` belong to `manifest.shards[k]`.
 
     Parameters
     ----------
@@ -78,11 +61,10 @@ class StoredTable:
     """
 
     def __init__(self, path: str | Path) -> None:
+        super().__init__()
         self.path = Path(path)
         self._fds: list[int] = []
         self._vocabulary_fd = -1
-        self._is_closed = False
-        self._mappings: dict[int, NDArray[np.uint8]] = {}
         try:
             for attempt in range(_OPEN_ATTEMPTS):
                 if self._try_to_open(is_last=attempt == _OPEN_ATTEMPTS - 1):
@@ -111,73 +93,20 @@ class StoredTable:
     def _open(self, root: int) -> None:
         manifest_path = str(self.path / MANIFEST_NAME)
         self.manifest = manifest = Manifest.from_bytes(self._read(root, MANIFEST_NAME, None), path=manifest_path)
-        self.spec: AddressSpec = manifest.spec
-        self.codec: Codec = manifest.get_codec()
+        self.spec = manifest.spec
+        self.codec = manifest.get_codec()
         self.layout: Layout = manifest.get_layout()
         self.row_bytes = manifest.row_bytes
+        self.parts = manifest.parts
         self._check_vocabulary(root)
-        self.shards: list[Shard] = [self._open_shard(root, record) for record in manifest.shards]
-        first = [shard_idx for shard_idx, shard in enumerate(self.shards) if shard.first_row == 0]
-        self._first_shard_idx = {self.shards[shard_idx].layer_id: shard_idx for shard_idx in first}
-        self._data_offsets = np.array([shard.data_offset for shard in self.shards], dtype=np.int64)
-
-    @property
-    def layer_ids(self) -> tuple[int, ...]:
-        """Layer ids in the spec's order."""
-        return self.spec.layer_ids
-
-    def rows_per_shard(self, layer_id: int) -> int:
-        """Rows of each of the layer's shards; the last one may hold fewer."""
-        return self.shards[self._first_idx(layer_id)].n_rows
-
-    def layer_shards(self, layer_id: int) -> range:
-        """Positions in `shards` of the layer's shards, in row order."""
-        first = self._first_idx(layer_id)
-        return range(first, first + -(-self.spec.layer(layer_id).n_rows // self.shards[first].n_rows))
-
-    def locate(self, layer_id: int, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Where the records of `rows` lie.
-
-        Parameters
-        ----------
-        rows
-            Integers (n,), numbered within the layer.
-
-        Returns
-        -------
-        shard_idx, file_offset
-            int64 (n,) each: position in `shards`, and bytes from the start of that file.
-
-        Raises
-        ------
-        InvalidInput
-            An unknown layer, or a row that the layer does not have; the first one is named.
-        """
-        first, n_rows = self._first_idx(layer_id), self.spec.layer(layer_id).n_rows
-        rows = np.asarray(rows)
-        if rows.ndim != 1 or rows.dtype.kind not in "iu":
-            raise InvalidInput(f"rows: found {rows.dtype} {rows.shape}, expected integers (n,); convert them first")
-        if rows.size and not (int(rows.min()) >= 0 and int(rows.max()) < n_rows):
-            position = int(np.flatnonzero((rows < 0) | (rows >= n_rows))[0])
-            raise InvalidInput(
-                f"rows: found row {rows[position]} at position {position}, expected 0 to {n_rows - 1} in layer "
-                f"{layer_id}; were the rows computed with another spec?"
+        self.files = [self._open_shard(root, record) for record in manifest.shards]
+        self.extents = tuple(
+            Extent(
+                file_idx=file_idx, layer_id=shard.layer_id, part_idx=manifest.part_idx(shard.part),
+                first_row=shard.first_row, n_rows=shard.n_rows, offset=shard.data_offset,
             )
-        rows = rows.astype(np.int64, copy=False)
-        rows_per_shard = self.shards[first].n_rows
-        nth = rows // rows_per_shard
-        shard_idx = nth + first
-        offset = self.layout.record_offset(rows - nth * rows_per_shard)
-        return shard_idx, offset + self._data_offsets[shard_idx]
-
-    def mapping(self, shard_idx: int) -> NDArray[np.uint8]:
-        """The whole file as a read-only shared mapping, uint8 (file_bytes,); made when first asked for."""
-        self._check_open()
-        if shard_idx not in self._mappings:
-            shard = self.shards[shard_idx]
-            view = mmap.mmap(shard.fd, shard.file_bytes, prot=mmap.PROT_READ)
-            self._mappings[shard_idx] = np.frombuffer(view, dtype=np.uint8)
-        return self._mappings[shard_idx]
+            for file_idx, shard in enumerate(manifest.shards)
+        )  # fmt: skip
 
     def vocabulary(self) -> Vocabulary | None:
         """The table's own copy of its vocabulary, or None if it has none.
@@ -191,7 +120,7 @@ class StoredTable:
         InvalidInput
             The table is closed.
         """
-        self._check_open()
+        self.check_open()
         record = self.manifest.vocabulary
         if record is None:
             return None
@@ -218,22 +147,11 @@ class StoredTable:
         while self._fds:
             os.close(self._fds.pop())
 
-    def _check_open(self) -> None:
-        """A closed table's descriptors may be another file's by now."""
-        if self._is_closed:
-            raise InvalidInput(f"{self.path}: closed already, expected an open table; open it again")
-
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _first_idx(self, layer_id: int) -> int:
-        if layer_id not in self._first_shard_idx:
-            known = ", ".join(map(str, self.layer_ids))
-            raise InvalidInput(f"layer {layer_id}: {self.path} has no such layer, expected one of {known}")
-        return self._first_shard_idx[layer_id]
 
     def _check_vocabulary(self, root: int) -> None:
         record = self.manifest.vocabulary
@@ -256,7 +174,7 @@ class StoredTable:
             raise self._corrupt(VOCABULARY_NAME, f"hashes to {found}, expected {record.sha256}")
         return data
 
-    def _open_shard(self, root: int, record: ShardRecord) -> Shard:
+    def _open_shard(self, root: int, record: ShardRecord) -> RowFile:
         fd = self._open_file(root, record.path, record.file_bytes)
         self._fds.append(fd)
         header = os.pread(fd, record.data_offset, 0)
@@ -267,15 +185,7 @@ class StoredTable:
             raise self._corrupt(
                 record.path, "its header contradicts the manifest, expected the tensor that follows from it"
             )
-        return Shard(
-            path=self.path / record.path,
-            layer_id=record.layer_id,
-            first_row=record.first_row,
-            n_rows=record.n_rows,
-            data_offset=record.data_offset,
-            file_bytes=record.file_bytes,
-            fd=fd,
-        )
+        return RowFile(path=self.path / record.path, file_bytes=record.file_bytes, fd=fd)
 
     def _read(self, root: int, name: str, file_bytes: int | None) -> bytes:
         """The whole of a small file, which is closed again."""

@@ -1,4 +1,4 @@
-"""Does every byte of a table still hash to what its manifest says?
+"""Is every byte of a table what it should be? Against its manifest, against its source, and among its ranks.
 
 Opening a table checks manifest, headers and vocabulary; this reads the rows as well and says where damage lies.
 """
@@ -6,63 +6,126 @@ Opening a table checks manifest, headers and vocabulary; this reads the rows as 
 from __future__ import annotations
 
 import hashlib
-import os
-import random
-import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from engram_tables.errors import InvalidInput
+from engram_tables.errors import InvalidInput, SpecMismatch
+from engram_tables.storage.compare_reports import Measure, RowsReport, common_rows, rows_without
+from engram_tables.storage.compare_rows import compare_rows
+from engram_tables.storage.extents import n_rows_of
+from engram_tables.storage.manifest import Manifest
+from engram_tables.storage.ranks import Rank, check_ranks
 from engram_tables.storage.reader import StoredTable
-from engram_tables.threads import resolve_threads, run_slices
-from engram_tables.units import ProgressHook
+from engram_tables.storage.sources.source import Source
+from engram_tables.storage.table_source import table_source
+from engram_tables.storage.verify_blocks import BlockCheck, DamagedBlock
+from engram_tables.threads import resolve_threads
+from engram_tables.units import ProgressHook, canonical_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DamagedBlock:
-    """A block whose bytes differ from its digest, or cannot be read.
+class RowRange:
+    """Half-open, numbered within the layer."""
+
+    layer_id: int
+    start_row: int
+    stop_row: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgainstReport:
+    """A table's rows held against a source.
 
     Attributes
     ----------
-    path
-        The shard, below the table's directory.
-    start_byte, stop_byte
-        Half-open, from the start of the file.
-    start_row, stop_row
-        Half-open, numbered within the layer: the rows with a byte in this block.
-    found
-        The digest of the bytes, or the system's message where they could not be read.
+    where, form, codec
+        Of the source.
+    rows
+        Left is the source, right the table.
+    missing
+        Rows of the table that the source does not have, and that nothing was held against.
     """
 
-    path: str
-    layer_id: int
-    block_idx: int
-    start_byte: int
-    stop_byte: int
-    start_row: int
-    stop_row: int
-    expected: str
-    found: str
+    where: str
+    form: str
+    codec: str
+    rows: RowsReport
+    missing: tuple[RowRange, ...]
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether every row, or every row of the sample, is the source's."""
+        return not self.rows.n_rows_different and not self.missing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VerifyReport:
-    """What was read and what was found; `damaged` is in the order of the table's files."""
+class TableReport:
+    """One table; `damaged` is in the order of its files, `rank` None for a table of all rows."""
 
     path: str
+    rank: Rank | None
+    n_rows: int
     n_blocks: int
     n_blocks_read: int
     table_bytes: int
     bytes_read: int
     damaged: tuple[DamagedBlock, ...]
+    against: AgainstReport | None
 
     @property
     def is_whole(self) -> bool:
         """Whether nothing was found; for a sample, nothing in the sample."""
-        return not self.damaged
+        return not self.damaged and (self.against is None or self.against.is_equal)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unlike:
+    """Something of a rank's table that differs from the first one's: they are ranks of different tables."""
+
+    path: str
+    what: str
+    expected: str
+    found: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotOwnedOnce:
+    """Rows that no table of the set holds, or more than one; half-open, numbered within the layer."""
+
+    layer_id: int
+    start_row: int
+    stop_row: int
+    paths: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RanksReport:
+    """Ranks' tables as a set; `rows` speaks of the tables whose spec is the first one's."""
+
+    n_tables: int
+    unlike: tuple[Unlike, ...]
+    rows: tuple[NotOwnedOnce, ...]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether they are ranks of one table, and every row belongs to exactly one."""
+        return not self.unlike and not self.rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyReport:
+    """Tables in the order they were given; `ranks` is None unless several were given and one is a rank's."""
+
+    tables: tuple[TableReport, ...]
+    ranks: RanksReport | None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing was found; for a sample, nothing in the sample."""
+        return all(table.is_whole for table in self.tables) and (self.ranks is None or self.ranks.is_complete)
 
 
 def verify_table(
@@ -72,118 +135,195 @@ def verify_table(
     seed: int = 0,
     threads: int | None = None,
     progress: ProgressHook | None = None,
-) -> VerifyReport:
-    """Hash the blocks of every shard, or `sample` of them chosen by `seed`.
+) -> TableReport:
+    """`verify_tables` of one table, against its manifest alone."""
+    return verify_tables([path], sample=sample, seed=seed, threads=threads, progress=progress).tables[0]
 
-    Spare bytes and headers belong to blocks and are covered. `progress` is called with bytes.
+
+def verify_tables(
+    paths: Sequence[str | Path],
+    *,
+    against: Source | None = None,
+    sample: int | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    progress: ProgressHook | None = None,
+) -> VerifyReport:
+    """Hash the blocks of every shard; prove ranks disjoint and complete; hold rows against their source.
+
+    Parameters
+    ----------
+    paths
+        Directories of tables. Where one of several is a rank's, all are held together to be the ranks of one table.
+    against
+        What the tables were made from, or should be equal to; a table as well, by `table_source`. Rows are compared
+        by their bytes: as they are where the codecs are the same, else after decoding by the source's codec and
+        encoding by the table's.
+    sample
+        How many blocks of each table to hash, and how many of its rows to compare, chosen by `seed`; all by default.
+    progress
+        Called with bytes, of tables and source together.
 
     Raises
     ------
     TableError
-        It does not open as a table.
+        A path does not open as a table.
+    SpecMismatch
+        The source addresses other rows than a table.
     InvalidInput
-        `sample` is less than 1.
+        `sample` is less than 1; the source's rows cannot be encoded in a table's codec.
+
+    Notes
+    -----
+    Spare bytes and headers belong to blocks and are covered by their digests.
     """
     if sample is not None and sample < 1:
         raise InvalidInput(f"sample: found {sample}, expected 1 block or more; leave it out to read every block")
     n_threads = resolve_threads(threads)
-    with StoredTable(path) as table:
-        blocks = _blocks(table)
-        chosen: Sequence[tuple[int, int]] = blocks
-        if sample is not None and sample < len(blocks):
-            chosen = [blocks[k] for k in sorted(random.Random(seed).sample(range(len(blocks)), sample))]
-        check = _Check(table, chosen, progress)
-        check.run(n_threads)
-        return VerifyReport(
-            path=str(path),
-            n_blocks=len(blocks),
-            n_blocks_read=len(chosen),
-            table_bytes=sum(shard.file_bytes for shard in table.shards),
-            bytes_read=check.total_bytes,
-            damaged=tuple(block for block in check.found if block is not None),
-        )
+    with ExitStack() as stack:
+        tables = [stack.enter_context(StoredTable(path)) for path in paths]
+        measures = [None if against is None else _measure(against, table) for table in tables]
+        checks = [BlockCheck(table, sample=sample, seed=seed) for table in tables]
+        compared = [0 if against is None else _bytes_to_compare(against, table, sample) for table in tables]
+        steps = _Steps(sum(check.total_bytes for check in checks) + sum(compared), progress)
+        reports = []
+        for table, check, measure, n_bytes in zip(tables, checks, measures, compared, strict=True):
+            check.run(threads=n_threads, progress=steps.next(check.total_bytes))
+            held = None
+            if against is not None and measure is not None:
+                hook = steps.next(n_bytes)
+                held = _hold_against(against, table, measure, sample, seed, n_threads, hook)
+            reports.append(_table_report(table, check, held))
+        return VerifyReport(tables=tuple(reports), ranks=_ranks_report(tables))
 
 
-def _blocks(table: StoredTable) -> list[tuple[int, int]]:
-    """(position of the shard, number of the block) of every block."""
-    records = table.manifest.shards
-    return [(idx, block_idx) for idx, record in enumerate(records) for block_idx in range(len(record.block_sha256))]
+class _Steps:
+    """Several passes as one progress."""
 
-
-class _Check:
-    """One pass over the chosen blocks; workers take the next one, so that reading stays near sequential."""
-
-    def __init__(self, table: StoredTable, chosen: Sequence[tuple[int, int]], progress: ProgressHook | None) -> None:
-        self._table = table
-        self._chosen = chosen
-        self._progress = progress
-        self._block_bytes = table.manifest.block_bytes
-        self._lock = threading.Lock()
-        self._next = 0
+    def __init__(self, total_bytes: int, progress: ProgressHook | None) -> None:
+        self._total_bytes, self._progress = total_bytes, progress
         self._done_bytes = 0
-        self.found: list[DamagedBlock | None] = [None] * len(chosen)
-        self.total_bytes = sum(stop - start for start, stop in (self._range(*block) for block in chosen))
 
-    def run(self, n_threads: int) -> None:
-        """Read everything."""
-        n_workers = min(n_threads, len(self._chosen))
-        run_slices(lambda _start, _stop: self._work(), n_workers, threads=n_workers, grain=1)
-
-    def _work(self) -> None:
-        buffer = np.empty(min(self._block_bytes, max(shard.file_bytes for shard in self._table.shards)), dtype=np.uint8)
-        try:
-            while (k := self._take()) is not None:
-                self.found[k] = self._check(*self._chosen[k], memoryview(buffer))  # type: ignore[arg-type]
-        except BaseException:
-            # Ctrl-C reaches one thread only: the others find nothing left to take.
-            self._next = len(self._chosen)
-            raise
-
-    def _take(self) -> int | None:
-        with self._lock:
-            if self._next >= len(self._chosen):
-                return None
-            self._next += 1
-            return self._next - 1
-
-    def _range(self, shard_idx: int, block_idx: int) -> tuple[int, int]:
-        start = block_idx * self._block_bytes
-        return start, min(start + self._block_bytes, self._table.shards[shard_idx].file_bytes)
-
-    def _check(self, shard_idx: int, block_idx: int, buffer: memoryview) -> DamagedBlock | None:
-        shard, record = self._table.shards[shard_idx], self._table.manifest.shards[shard_idx]
-        start, stop = self._range(shard_idx, block_idx)
-        try:
-            found = hashlib.sha256(_read(shard.fd, buffer[: stop - start], start)).hexdigest()
-        except OSError as error:
-            found = f"unreadable ({error.strerror})"
-        with self._lock:
-            self._done_bytes += stop - start
-            if self._progress is not None:
-                self._progress(self._done_bytes, self.total_bytes)
-        if found == record.block_sha256[block_idx]:
+    def next(self, step_bytes: int) -> Callable[[int, int], None] | None:
+        """The hook of the next pass, of `step_bytes`."""
+        before, progress = self._done_bytes, self._progress
+        self._done_bytes += step_bytes
+        if progress is None:
             return None
-        first, last = (max(offset - shard.data_offset, 0) for offset in (start, stop))
-        start_row, stop_row = self._table.layout.touched_rows(first, last, shard.n_rows)
-        return DamagedBlock(
-            path=record.path,
-            layer_id=shard.layer_id,
-            block_idx=block_idx,
-            start_byte=start,
-            stop_byte=stop,
-            start_row=shard.first_row + start_row,
-            stop_row=shard.first_row + stop_row,
-            expected=record.block_sha256[block_idx],
-            found=found,
+        return lambda done, _total: progress(before + done, self._total_bytes)
+
+
+def _table_report(table: StoredTable, check: BlockCheck, against: AgainstReport | None) -> TableReport:
+    return TableReport(
+        path=str(table.path),
+        rank=table.manifest.rank,
+        n_rows=n_rows_of({layer_id: table.owned(layer_id) for layer_id in table.layer_ids}),
+        n_blocks=check.n_blocks,
+        n_blocks_read=check.n_blocks_read,
+        table_bytes=sum(shard.file_bytes for shard in table.manifest.shards),
+        bytes_read=check.total_bytes,
+        damaged=check.damaged,
+        against=against,
+    )
+
+
+def _measure(against: Source, table: StoredTable) -> Measure:
+    """How rows are compared; raises where they cannot be."""
+    if against.spec.fingerprint != table.spec.fingerprint:
+        raise SpecMismatch(
+            f"{table.path}: found the addressing {table.spec.fingerprint}, expected {against.spec.fingerprint} as "
+            f"{against.where} has; hold the table against what it was made from"
         )
+    if against.codec == table.codec and against.row_bytes == table.row_bytes:
+        return Measure.BYTES
+    same_width = against.spec.row_width == table.spec.row_width
+    if not (same_width and against.codec.can_decode and table.codec.can_encode):
+        raise InvalidInput(
+            f"{table.path}: found rows of {table.row_bytes} bytes in codec {table.codec.name}, expected what rows of "
+            f"{against.row_bytes} bytes in codec {against.codec.name} of {against.where} can become; hold the table "
+            "against what it was made from"
+        )
+    return Measure.RECODED
 
 
-def _read(fd: int, buffer: memoryview, offset: int) -> memoryview:
-    """Fill `buffer` from the file; shorter if the file was cut in the meantime."""
-    done = 0
-    while done < len(buffer):
-        n_bytes = os.preadv(fd, [buffer[done:]], offset + done)
-        if n_bytes == 0:
-            break
-        done += n_bytes
-    return buffer[:done]
+def _bytes_to_compare(against: Source, table: StoredTable, sample: int | None) -> int:
+    n_rows = sum(
+        n_rows_of({layer_id: common_rows(table.owned(layer_id), against.owned(layer_id))})
+        for layer_id in table.layer_ids
+    )
+    return min(n_rows, sample or n_rows) * (against.row_bytes + table.row_bytes)
+
+
+def _hold_against(
+    against: Source,
+    table: StoredTable,
+    measure: Measure,
+    sample: int | None,
+    seed: int,
+    threads: int,
+    progress: ProgressHook | None,
+) -> AgainstReport:
+    owned = {layer_id: (table.owned(layer_id), against.owned(layer_id)) for layer_id in table.layer_ids}
+    rows = compare_rows(
+        against,
+        table_source(table),
+        {layer_id: common_rows(*both) for layer_id, both in owned.items()},
+        measure=measure,
+        sample=sample,
+        seed=seed,
+        threads=threads,
+        progress=progress,
+    )
+    missing = (
+        RowRange(layer_id=layer_id, start_row=start, stop_row=stop)
+        for layer_id, both in owned.items()
+        for start, stop in rows_without(*both)
+    )
+    return AgainstReport(
+        where=against.where, form=against.form, codec=against.codec.name, rows=rows, missing=tuple(missing)
+    )
+
+
+def _ranks_report(tables: Sequence[StoredTable]) -> RanksReport | None:
+    if len(tables) < 2 or all(table.manifest.owned is None for table in tables):
+        return None
+    expected = _identity(tables[0].manifest)
+    unlike = [
+        Unlike(path=str(table.path), what=what, expected=expected[what], found=found)
+        for table in tables[1:]
+        for what, found in _identity(table.manifest).items()
+        if found != expected[what]
+    ]
+    same = [table for table in tables if table.spec.fingerprint == tables[0].spec.fingerprint]
+    owned = [{layer_id: table.owned(layer_id) for layer_id in table.layer_ids} for table in same]
+    rows = (
+        NotOwnedOnce(
+            layer_id=gap.layer_id,
+            start_row=gap.start,
+            stop_row=gap.stop,
+            paths=tuple(str(same[k].path) for k in gap.owners),
+        )
+        for gap in check_ranks(tables[0].spec, owned)
+    )
+    return RanksReport(n_tables=len(tables), unlike=tuple(unlike), rows=tuple(rows))
+
+
+def _identity(manifest: Manifest) -> dict[str, str]:
+    """What all ranks of a table share, as texts."""
+    rank = manifest.rank
+    return {
+        "fingerprint": manifest.spec.fingerprint,
+        "codec": manifest.codec,
+        "codec_scale": str(manifest.codec_scale),
+        "layout": manifest.layout,
+        "row_width": str(manifest.row_width),
+        "divided": "not at all" if rank is None else f"by {rank.by} into {rank.n_ranks}",
+        "vocabulary": "none" if manifest.vocabulary is None else manifest.vocabulary.map_sha256,
+        "init": _digest(manifest.init),
+        "source": _digest(manifest.source),
+    }
+
+
+def _digest(entry: Mapping[str, Any] | None) -> str:
+    """A short text for an entry that may be long."""
+    return "none" if entry is None else hashlib.sha256(canonical_json(dict(entry))).hexdigest()

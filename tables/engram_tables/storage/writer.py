@@ -1,46 +1,50 @@
-"""Plans a table to the byte and writes it: blocks made, hashed and written by several threads, manifest last.
+"""Plans a table to the byte and writes it, fresh or from a source: in a work directory, and renamed when it is whole.
 
-The directory appears whole or not at all; whatever goes wrong, nothing is left behind.
+Whatever stops a build, what it has finished stays in the work directory beside the output, and the same plan goes on
+there. The output itself appears whole or not at all.
 """
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import hashlib
 import os
-import threading
-from collections.abc import Iterator
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+import re
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from engram_tables.address.spec import AddressSpec
 from engram_tables.errors import CapacityError, InvalidInput
-from engram_tables.files import fsync_directory, new_directory, refuse_existing
+from engram_tables.files import check_exchange, fsync_directory, refuse_existing, rename_directory
+from engram_tables.storage.build_blocks import BlockRun, TableJob, reserve, threads_within, write_file
+from engram_tables.storage.build_journal import BlockKey, BuildJournal, FinishedBlock
 from engram_tables.storage.codecs import get_codec
-from engram_tables.storage.initialise import Init, RowFiller
-from engram_tables.storage.layout import MANIFEST_NAME, VOCABULARY_NAME, Layout, get_layout, shard_path
-from engram_tables.storage.manifest import (
-    BLOCK_BYTES,
-    NO_DIGEST,
-    Manifest,
-    ShardRecord,
-    VocabularyRecord,
-    shard_header,
-)
+from engram_tables.storage.initialise import Init
+from engram_tables.storage.layout import MANIFEST_NAME, VOCABULARY_NAME
+from engram_tables.storage.makers import InitMaker, RecordMaker
+from engram_tables.storage.manifest import BLOCK_BYTES, Manifest, VocabularyRecord
+from engram_tables.storage.shards import plan_shards
 from engram_tables.threads import resolve_threads
-from engram_tables.units import ProgressHook, format_bytes
+from engram_tables.units import Stage, format_bytes, unwatched
+from engram_tables.work_directory import PLAN_NAME, WorkDirectory, work_path
+
+if TYPE_CHECKING:
+    from engram_tables.storage.fidelity import Fidelity
 
 SHARD_BYTES = 4 * 2**30
-_MAX_SHARDS = 99_999
-_TILE_BYTES = 2**20
-_SYNC_FILE_RANGE_WRITE = 2
-_LIBC = ctypes.CDLL(None)
+MEMORY_BYTES = 2**30
+WORK_SCHEMA = "engram.build-work/1"
+COMMAND = "engram build-table"
+_JOURNAL_NAME = "journal"
+_GROWING_NAME = "table"
+_RANK_NAME = re.compile(r"rank-\d+-of-\d+")
+
+
+def rank_name(rank: int, n_ranks: int) -> str:
+    """Name of a rank's directory where all ranks are written together."""
+    return f"rank-{rank}-of-{n_ranks}"
 
 
 class PlannedFile(NamedTuple):
@@ -52,10 +56,10 @@ class PlannedFile(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TablePlan:
-    """A table to be: its manifest with empty digests, and its first contents."""
+    """A table to be: its manifest with empty digests, and what makes its rows."""
 
     manifest: Manifest
-    init: Init
+    maker: RecordMaker
     vocabulary_data: bytes | None
 
     @property
@@ -68,13 +72,34 @@ class TablePlan:
 
     @property
     def n_rows(self) -> int:
-        """Rows of all layers."""
-        return sum(shard.n_rows for shard in self.manifest.shards)
+        """Rows of all layers that the table holds."""
+        owned = (self.manifest.owned_rows(layer_id) for layer_id in self.manifest.spec.layer_ids)
+        return sum(stop - start for ranges in owned for start, stop in ranges)
 
     @property
     def total_bytes(self) -> int:
         """Bytes of all files."""
         return sum(file.file_bytes for file in self.files)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildReport:
+    """A finished build.
+
+    Attributes
+    ----------
+    manifests
+        Of every table, in the order of the plans.
+    fidelity
+        For each table, how far its values are from the source's; None where rows were not re-encoded.
+    n_blocks, n_blocks_reused
+        Of all tables; those that an earlier run had written.
+    """
+
+    manifests: tuple[Manifest, ...]
+    fidelity: tuple[Fidelity | None, ...]
+    n_blocks: int
+    n_blocks_reused: int
 
 
 def plan_table(
@@ -90,7 +115,7 @@ def plan_table(
     vocabulary_file: Path | None = None,
     block_bytes: int = BLOCK_BYTES,
 ) -> TablePlan:
-    """The exact table that `build_table` would write.
+    """The exact table that `build_table` would write, with first values.
 
     Parameters
     ----------
@@ -113,9 +138,7 @@ def plan_table(
     width = _row_width(spec, row_width)
     spec = replace(spec, row_width=width)
     row_bytes = get_codec(codec).row_bytes(width)
-    record, data = None, None
-    if vocabulary_file is not None:
-        spec, record, data = _bind_vocabulary(spec, vocabulary_file)
+    spec, record, data = bind_vocabulary(spec, vocabulary_file)
     chosen = Init.make(init, row_width=width, seed=seed, std=std)
     empty = Manifest(
         spec=spec,
@@ -128,8 +151,29 @@ def plan_table(
         init=chosen.record(),
         block_bytes=block_bytes,
     )
-    shards = tuple(_plan_shards(empty, shard_bytes))
-    return TablePlan(manifest=replace(empty, shards=shards), init=chosen, vocabulary_data=data)
+    manifest = replace(empty, shards=tuple(plan_shards(empty, shard_bytes)))
+    maker = InitMaker(chosen, codec=manifest.get_codec(), layout=manifest.get_layout(), row_width=width)
+    return TablePlan(manifest=manifest, maker=maker, vocabulary_data=data)
+
+
+def bind_vocabulary(spec: AddressSpec, file: Path | None) -> tuple[AddressSpec, VocabularyRecord | None, bytes | None]:
+    """The spec bound to the vocabulary in `file`, what a manifest says of it, and the file's bytes.
+
+    Raises
+    ------
+    SpecMismatch
+        The vocabulary is not the one that the spec addresses.
+    """
+    if file is None:
+        return spec, None, None
+    from engram_tables.address.vocabulary import load_vocabulary
+
+    vocabulary = load_vocabulary(file)
+    data = file.read_bytes()
+    record = VocabularyRecord(
+        file_bytes=len(data), sha256=hashlib.sha256(data).hexdigest(), map_sha256=vocabulary.map_sha256
+    )
+    return spec.with_vocabulary(vocabulary), record, data
 
 
 def build_table(
@@ -137,168 +181,218 @@ def build_table(
     path: Path,
     *,
     force: bool = False,
+    restart: bool = False,
     threads: int | None = None,
-    progress: ProgressHook | None = None,
-) -> Manifest:
-    """Write the table of `plan` as the directory `path`.
+    memory_bytes: int = MEMORY_BYTES,
+    stage: Stage = unwatched,
+) -> BuildReport:
+    """Write the table of `plan` as the directory `path`; see `build_tables`."""
+    return build_tables(
+        {".": plan}, path, force=force, restart=restart, threads=threads, memory_bytes=memory_bytes, stage=stage
+    )
+
+
+def build_tables(
+    plans: Mapping[str, TablePlan],
+    path: Path,
+    *,
+    force: bool = False,
+    restart: bool = False,
+    threads: int | None = None,
+    memory_bytes: int = MEMORY_BYTES,
+    stage: Stage = unwatched,
+) -> BuildReport:
+    """Write the tables of `plans` into the directory `path`, which takes its name when all are whole.
+
+    Whatever stops the run, Ctrl-C and a full disk included, finished blocks stay in `path`.work, and a note on the
+    exception says so; the same plans go on there.
 
     Parameters
     ----------
+    plans
+        By the names of their directories in `path`; `.` for a table that is `path` itself.
     force
         Replace a table that is there, in one step; one that a process has open keeps its old bytes.
+    restart
+        Remove the work of an earlier run first.
     threads
-        Worker threads, all usable CPUs by default; never changes a byte. Each holds one block in memory.
-    progress
-        Called with bytes.
+        Worker threads, all usable CPUs by default, fewer where `memory_bytes` asks for it; never changes a byte.
+    memory_bytes
+        Bound of the process's memory; files that it writes and maps are not part of it.
+    stage
+        Shows progress in bytes, and in n-grams while the weights of a report are made.
 
     Raises
     ------
     InvalidInput
-        `path` is taken, or with `force` by something that is no table.
+        `path` is taken, or with `force` by something that is no table, or lies in a source; work of another plan; a
+        source that changed since its plan was made.
     CapacityError
-        The filesystem has too little room; nothing was written.
+        The filesystem has too little room, or there is too little memory; nothing was written.
     BackendUnavailable
         With `force`, a filesystem that cannot exchange two directories.
     OSError
-        Of the filesystem; nothing is left behind.
+        Of the filesystem.
     """
     n_threads = resolve_threads(threads)
     path = Path.cwd() / path
     try:
         refuse_existing(path, force=force)
         _refuse_foreign(path)
-        _check_room(plan, path.parent)
-        return _write_table(plan, path, force=force, n_threads=n_threads, progress=progress)
+        for maker in _makers(plans):
+            for place in (path, work_path(path)):
+                maker.check_output(place)
+            maker.check_unchanged()
+        work = WorkDirectory.open(work_path(path), _describe(plans), command=COMMAND, restart=restart)
+        try:
+            return _Build(plans, path, work, force=force).run(n_threads, memory_bytes, stage)
+        finally:
+            work.close()
     except OSError as error:
         error.add_note(f"while building the table {path}")
         raise
 
 
-def _write_table(
-    plan: TablePlan, path: Path, *, force: bool, n_threads: int, progress: ProgressHook | None
-) -> Manifest:
-    with new_directory(path, force=force) as directory:
-        for name in sorted({str(Path(shard.path).parent) for shard in plan.manifest.shards}):
-            (directory / name).mkdir()
-        for shard in plan.manifest.shards:
-            _reserve(directory / shard.path, shard.file_bytes)
-        shards = _Build(plan, directory, progress).run(n_threads)
-        manifest = replace(plan.manifest, shards=shards)
-        if plan.vocabulary_data is not None:
-            _write_file(directory / VOCABULARY_NAME, plan.vocabulary_data)
-        for name in sorted({str(Path(shard.path).parent) for shard in shards}):
-            fsync_directory(directory / name)
-        _write_file(directory / MANIFEST_NAME, manifest.to_bytes())
-    return manifest
-
-
-class _Block(NamedTuple):
-    shard_idx: int
-    block_idx: int
-    start: int
-    stop: int
+def _describe(plans: Mapping[str, TablePlan]) -> dict[str, Any]:
+    """What must be the same for a build to go on in a work directory."""
+    first = next(iter(plans.values()))
+    return {
+        "schema": WORK_SCHEMA,
+        "fingerprint": first.manifest.spec.fingerprint,
+        "codec": first.manifest.codec,
+        "layout": first.manifest.layout,
+        **first.maker.identity(),
+        "tables": {name: hashlib.sha256(plan.manifest.to_bytes()).hexdigest() for name, plan in plans.items()},
+    }
 
 
 class _Build:
-    """One run over all blocks of all shards; workers take the next block as they become free."""
+    """One build inside its work directory."""
 
-    def __init__(self, plan: TablePlan, directory: Path, progress: ProgressHook | None) -> None:
-        self._plan = plan
-        self._manifest = plan.manifest
-        self._directory = directory
-        self._progress = progress
-        self._lock = threading.Lock()
-        self._stopped = threading.Event()
-        self._blocks = self._next_blocks()
-        self._digests = [[NO_DIGEST] * len(shard.block_sha256) for shard in self._manifest.shards]
-        self._to_do = [len(shard.block_sha256) for shard in self._manifest.shards]
-        self._headers = [shard_header(self._manifest, shard) for shard in self._manifest.shards]
-        self._total_bytes = sum(shard.file_bytes for shard in self._manifest.shards)
-        self._done_bytes = 0
+    def __init__(self, plans: Mapping[str, TablePlan], path: Path, work: WorkDirectory, *, force: bool) -> None:
+        self._plans = plans
+        self._path = path
+        self._work = work
+        self._force = force
+        self._growing = work.path / _GROWING_NAME
+        self._journal_path = work.path / _JOURNAL_NAME
+        self._finished: Mapping[BlockKey, FinishedBlock] = {}
+        self._jobs = [TableJob(plan.manifest, plan.maker, self._growing / name) for name, plan in plans.items()]
+        self._n_blocks = sum(len(shard.block_sha256) for job in self._jobs for shard in job.manifest.shards)
 
-    def run(self, n_threads: int) -> tuple[ShardRecord, ...]:
-        """Write everything; the shards with their digests."""
-        with ThreadPoolExecutor(n_threads, thread_name_prefix="engram-build") as pool:
-            workers = [pool.submit(self._work) for _ in range(n_threads)]
-            try:
-                wait(workers, return_when=FIRST_EXCEPTION)
-            finally:
-                # Also after Ctrl-C: leaving the pool waits for the workers, each at most one block.
-                self._stopped.set()
-            for worker in workers:
-                worker.result()
-        return tuple(
-            replace(shard, header_sha256=hashlib.sha256(header).hexdigest(), block_sha256=tuple(digests))
-            for shard, header, digests in zip(self._manifest.shards, self._headers, self._digests, strict=True)
+    def run(self, n_threads: int, memory_bytes: int, stage: Stage) -> BuildReport:
+        """Carry it out; the work directory is gone afterwards, or holds what is finished."""
+        try:
+            if not self._growing.exists():
+                self._journal_path.unlink(missing_ok=True)
+            with BuildJournal(self._journal_path) as journal:
+                self._finished = journal.finished
+                if self._force and self._path.exists():
+                    check_exchange(self._work.partial, self._path)
+                self._check_room()
+                n_threads = threads_within(self._jobs, memory_bytes, n_threads)
+                self._make_room()
+                report = self._write(journal, n_threads, stage)
+            self._give_name()
+        except BaseException as error:
+            self._keep_finished(error)
+            raise
+        fsync_directory(self._path.parent)
+        self._clear_up()
+        return report
+
+    def _write(self, journal: BuildJournal, n_threads: int, stage: Stage) -> BuildReport:
+        for maker in _makers(self._plans):
+            maker.prepare(self._work.partial, threads=n_threads, stage=stage)
+        with stage("building", "B") as progress:
+            blocks = BlockRun(self._jobs, journal, progress)
+            shards_of = blocks.run(n_threads)
+        for maker in _makers(self._plans):
+            maker.check_unchanged()
+        manifests = tuple(
+            replace(job.manifest, shards=shards) for job, shards in zip(self._jobs, shards_of, strict=True)
+        )
+        for plan, job, manifest in zip(self._plans.values(), self._jobs, manifests, strict=True):
+            if plan.vocabulary_data is not None:
+                write_file(job.directory / VOCABULARY_NAME, plan.vocabulary_data)
+            for directory in _directories(job):
+                fsync_directory(directory)
+            write_file(job.directory / MANIFEST_NAME, manifest.to_bytes())
+            fsync_directory(job.directory)
+        fsync_directory(self._growing)
+        return BuildReport(
+            manifests=manifests,
+            fidelity=tuple(blocks.fidelity(table_idx) for table_idx in range(len(self._jobs))),
+            n_blocks=self._n_blocks,
+            n_blocks_reused=blocks.n_reused,
         )
 
-    def _next_blocks(self) -> Iterator[_Block]:
-        block_bytes = self._manifest.block_bytes
-        for shard_idx, shard in enumerate(self._manifest.shards):
-            for block_idx, start in enumerate(range(0, shard.file_bytes, block_bytes)):
-                yield _Block(shard_idx, block_idx, start, min(start + block_bytes, shard.file_bytes))
+    def _check_room(self) -> None:
+        status = os.statvfs(self._work.path)
+        free_bytes = status.f_bavail * status.f_frsize
+        there = (path.stat() for path in self._growing.rglob("*") if path.is_file())
+        needed_bytes = sum(plan.total_bytes for plan in self._plans.values()) - sum(s.st_blocks * 512 for s in there)
+        if needed_bytes > free_bytes:
+            raise CapacityError(
+                f"{self._path.parent}: found {format_bytes(free_bytes)} free, expected {format_bytes(needed_bytes)} "
+                "for this table; free some space, choose another disk or a smaller codec"
+            )
 
-    def _work(self) -> None:
-        filler = RowFiller(self._plan.init, self._manifest.get_codec(), self._manifest.row_width)
-        layout = self._manifest.get_layout()
-        largest = min(self._manifest.block_bytes, max(shard.file_bytes for shard in self._manifest.shards))
-        buffer = np.empty(largest + 2 * layout.cell_bytes, dtype=np.uint8)
-        while True:
-            with self._lock:
-                block = None if self._stopped.is_set() else next(self._blocks, None)
-            if block is None:
-                return
-            data = self._make(block, filler, layout, buffer)
-            self._digests[block.shard_idx][block.block_idx] = hashlib.sha256(data).hexdigest()
-            self._write(block, data)
+    def _make_room(self) -> None:
+        """Directories and files of their whole length; those that an earlier run made stay."""
+        self._growing.mkdir(exist_ok=True)
+        for job in self._jobs:
+            for directory in (job.directory, *_directories(job)):
+                directory.mkdir(exist_ok=True)
+            for name in (MANIFEST_NAME, VOCABULARY_NAME):
+                (job.directory / name).unlink(missing_ok=True)
+            for shard in job.manifest.shards:
+                reserve(job.directory / shard.path, shard.file_bytes)
 
-    def _make(self, block: _Block, filler: RowFiller, layout: Layout, buffer: NDArray[np.uint8]) -> memoryview:
-        """The block's bytes, inside `buffer`."""
-        shard = self._manifest.shards[block.shard_idx]
-        head = np.frombuffer(self._headers[block.shard_idx], dtype=np.uint8)[block.start : block.stop]
-        buffer[: len(head)] = head
-        first = max(block.start - shard.data_offset, 0)
-        last = max(block.stop - shard.data_offset, 0)
-        first_cell, stop_cell = first // layout.cell_bytes, -(-last // layout.cell_bytes)
-        rows = range(first_cell * layout.cell_rows, min(stop_cell * layout.cell_rows, shard.n_rows))
-        cells = buffer[len(head) : len(head) + (stop_cell - first_cell) * layout.cell_bytes]
-        _fill_cells(filler, layout, shard, rows, cells)
-        skipped = first - first_cell * layout.cell_bytes
-        # Only a block without a header can begin inside a cell.
-        return memoryview(buffer[skipped : skipped + block.stop - block.start])  # type: ignore[arg-type]
-
-    def _write(self, block: _Block, data: memoryview) -> None:
-        path = self._directory / self._manifest.shards[block.shard_idx].path
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    def _give_name(self) -> None:
+        # Under the place of half-done files first: what an exchange leaves there is removed by whoever comes, and
+        # never taken for the growing table and written into.
+        aside = self._work.partial / _GROWING_NAME
+        self._growing.rename(aside)
+        inode = aside.stat().st_ino
         try:
-            _write_all(fd, data, block.start)
-            _start_writeback(fd, block.start, len(data))
-            with self._lock:
-                self._to_do[block.shard_idx] -= 1
-                is_last = self._to_do[block.shard_idx] == 0
-            if is_last:
-                os.fsync(fd)
-        finally:
-            os.close(fd)
-        with self._lock:
-            self._done_bytes += len(data)
-            if self._progress is not None:
-                self._progress(self._done_bytes, self._total_bytes)
+            rename_directory(aside, self._path, force=self._force)
+        except BaseException:
+            if not self._path.exists() or self._path.stat().st_ino != inode:
+                aside.rename(self._growing)
+                raise
+            # The signal came after the exchange.
+            self._clear_up()
+            raise
+
+    def _clear_up(self) -> None:
+        """Remove the work directory; what a killed process leaves of it is in nobody's way."""
+        for name in (_JOURNAL_NAME, PLAN_NAME):
+            with suppress(OSError):
+                (self._work.path / name).unlink(missing_ok=True)
+        self._work.remove()
+
+    def _keep_finished(self, error: BaseException) -> None:
+        """Leave what a later run can use, or nothing, and say which in a note on `error`."""
+        if not self._work.path.exists():
+            return
+        if not self._finished or not self._growing.exists():
+            self._work.remove()
+            return
+        self._work.drop_partial()
+        error.add_note(
+            f"{len(self._finished):,} of {self._n_blocks:,} blocks are finished and stay in {self._work.path}; the "
+            "same command goes on there, and --restart begins anew"
+        )
 
 
-def _fill_cells(filler: RowFiller, layout: Layout, shard: ShardRecord, rows: range, cells: NDArray[np.uint8]) -> None:
-    """Records of `rows` of `shard`, which begin at a cell, laid into `cells`."""
-    first_row = shard.first_row + rows.start
-    if layout.cell_bytes == layout.row_bytes:
-        filler.fill(shard.layer_id, first_row, cells.reshape(len(rows), layout.row_bytes))
-        return
-    tile_cells = max(_TILE_BYTES // layout.cell_bytes, 1)
-    scratch = np.empty((tile_cells * layout.cell_rows, layout.row_bytes), dtype=np.uint8)
-    for begin in range(0, len(rows), len(scratch)):
-        records = scratch[: len(rows) - begin]
-        filler.fill(shard.layer_id, first_row + begin, records)
-        start = layout.record_offset(begin)
-        layout.place(records, cells[start : start + layout.data_bytes(len(records))])
+def _makers(plans: Mapping[str, TablePlan]) -> list[RecordMaker]:
+    """Each maker once: ranks share one."""
+    return list({id(plan.maker): plan.maker for plan in plans.values()}.values())
+
+
+def _directories(job: TableJob) -> list[Path]:
+    return sorted({(job.directory / shard.path).parent for shard in job.manifest.shards})
 
 
 def _row_width(spec: AddressSpec, row_width: int | None) -> int:
@@ -314,107 +408,21 @@ def _row_width(spec: AddressSpec, row_width: int | None) -> int:
     return int(width or 0)
 
 
-def _bind_vocabulary(spec: AddressSpec, file: Path) -> tuple[AddressSpec, VocabularyRecord, bytes]:
-    from engram_tables.address.vocabulary import load_vocabulary
-
-    vocabulary = load_vocabulary(file)
-    data = file.read_bytes()
-    record = VocabularyRecord(
-        file_bytes=len(data), sha256=hashlib.sha256(data).hexdigest(), map_sha256=vocabulary.map_sha256
-    )
-    return spec.with_vocabulary(vocabulary), record, data
-
-
-def _plan_shards(empty: Manifest, shard_bytes: int) -> Iterator[ShardRecord]:
-    layout = get_layout(empty.layout, empty.row_bytes)
-    for layer in empty.spec.layers:
-        whole = ShardRecord(
-            path="", layer_id=layer.layer_id, first_row=0, n_rows=layer.n_rows, file_bytes=0, data_offset=0
-        )
-        data_offset = len(shard_header(empty, whole))
-        rows_per_shard = max(shard_bytes - data_offset, 0) // layout.cell_bytes * layout.cell_rows
-        if rows_per_shard < 1:
-            raise InvalidInput(
-                f"shard size: found {shard_bytes} bytes, expected {data_offset + layout.cell_bytes} or more, "
-                "a header and one row; choose a larger one"
-            )
-        n_shards = -(-layer.n_rows // rows_per_shard)
-        if n_shards > _MAX_SHARDS:
-            raise InvalidInput(
-                f"shard size: {shard_bytes} bytes make {n_shards} shards of layer {layer.layer_id}, expected "
-                f"{_MAX_SHARDS} at most; choose a larger one"
-            )
-        for shard_idx in range(n_shards):
-            first_row = shard_idx * rows_per_shard
-            n_rows = min(rows_per_shard, layer.n_rows - first_row)
-            file_bytes = data_offset + layout.data_bytes(n_rows)
-            yield replace(
-                whole,
-                path=shard_path(layer.layer_id, shard_idx, n_shards),
-                first_row=first_row,
-                n_rows=n_rows,
-                file_bytes=file_bytes,
-                data_offset=data_offset,
-                block_sha256=(NO_DIGEST,) * -(-file_bytes // empty.block_bytes),
-            )
-
-
 def _refuse_foreign(path: Path) -> None:
-    """`force` removes what is at `path`: let that be a table, or an empty directory."""
+    """`force` removes what is at `path`: let that be a table, a directory of ranks' tables, or an empty directory."""
     if not path.exists() and not path.is_symlink():
         return
     is_directory = path.is_dir() and not path.is_symlink()
-    if not is_directory or not ((path / MANIFEST_NAME).is_file() or not any(path.iterdir())):
+    if not is_directory or not (_is_table(path) or all(_is_rank(entry) for entry in path.iterdir())):
         raise InvalidInput(
             f"{path}: found something that is no table ({MANIFEST_NAME} is not in it), expected one to replace; "
             "remove it yourself or choose another name"
         )
 
 
-def _check_room(plan: TablePlan, parent: Path) -> None:
-    status = os.statvfs(parent)
-    free_bytes = status.f_bavail * status.f_frsize
-    if plan.total_bytes > free_bytes:
-        raise CapacityError(
-            f"{parent}: found {format_bytes(free_bytes)} free, expected {format_bytes(plan.total_bytes)} for this "
-            "table; free some space, choose another disk or a smaller codec"
-        )
+def _is_table(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink() and (path / MANIFEST_NAME).is_file()
 
 
-def _reserve(path: Path, file_bytes: int) -> None:
-    """Create the file with its blocks allocated, so that a full disk is met before the work."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    try:
-        if hasattr(os, "posix_fallocate"):
-            try:
-                os.posix_fallocate(fd, 0, file_bytes)
-            except OSError as error:
-                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-                    error.add_note(f"reserving {format_bytes(file_bytes)} for {path.name}")
-                    raise
-        os.ftruncate(fd, file_bytes)
-    finally:
-        os.close(fd)
-
-
-def _write_file(path: Path, data: bytes) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    try:
-        _write_all(fd, memoryview(data), 0)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _write_all(fd: int, data: memoryview, offset: int) -> None:
-    done = 0
-    while done < len(data):
-        done += os.pwrite(fd, data[done:], offset + done)
-
-
-def _start_writeback(fd: int, offset: int, n_bytes: int) -> None:
-    """Ask Linux to send these bytes to the disk now, so that the fsync at a shard's end finds little left."""
-    sync_file_range = getattr(_LIBC, "sync_file_range", None)
-    if sync_file_range is not None:
-        # A hint: what it says is not looked at, fsync decides.
-        sync_file_range(fd, ctypes.c_int64(offset), ctypes.c_int64(n_bytes), _SYNC_FILE_RANGE_WRITE)
+def _is_rank(path: Path) -> bool:
+    return _RANK_NAME.fullmatch(path.name) is not None and _is_table(path)

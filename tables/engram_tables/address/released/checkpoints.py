@@ -5,6 +5,7 @@ What a file states is held against what the recipe derives; they agree or there 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,20 +17,25 @@ from engram_tables.address.released.gguf import read_model
 from engram_tables.address.released.tensors import FoundTables, find_tables
 from engram_tables.address.spec import AddressSpec
 from engram_tables.address.vocabulary import Vocabulary
+from engram_tables.byte_files import ByteFile, Folder, as_file, as_place
 from engram_tables.errors import InvalidInput, SpecMismatch
-from engram_tables.safetensors_file import checkpoint_headers
+from engram_tables.safetensors_file import SafetensorsHeader, checkpoint_headers
 
 CONFIG_NAME = "config.json"
 
 
 def spec_from_checkpoint(
-    path: Path, *, config: Path | None = None, vocabulary: Vocabulary | None = None, eos: int | None = None
+    place: ByteFile | Folder | Path,
+    *,
+    config: ByteFile | Path | None = None,
+    vocabulary: Vocabulary | None = None,
+    eos: int | None = None,
 ) -> AddressSpec:
     """The spec of a checkpoint, its config held against the shapes and constants in its tensors.
 
     Parameters
     ----------
-    path
+    place
         A directory with .safetensors files, or one of them. A file may hold a part of the tables: what it holds is
         checked.
     config
@@ -47,19 +53,33 @@ def spec_from_checkpoint(
     SpecMismatch
         What the tensors say and what the config derives differ.
     """
-    tables = find_tables(path, checkpoint_headers(path))
+    place = as_place(place)
+    return spec_from_headers(place, checkpoint_headers(place), config=config, vocabulary=vocabulary, eos=eos)
+
+
+def spec_from_headers(
+    place: ByteFile | Folder,
+    headers: Sequence[SafetensorsHeader],
+    *,
+    config: ByteFile | Path | None = None,
+    vocabulary: Vocabulary | None = None,
+    eos: int | None = None,
+) -> AddressSpec:
+    """The same from headers that were read at `place` already; what only they say is not asked again."""
+    tables = find_tables(place, headers)
     if config is None:
-        beside = (path if path.is_dir() else path.parent) / CONFIG_NAME
-        config = beside if beside.is_file() else None
+        config = (place if isinstance(place, Folder) else place.folder()).find(CONFIG_NAME)
     if config is None:
-        return _spec_from_preset(path, tables, vocabulary, eos)
+        return _spec_from_preset(place, tables, vocabulary, eos)
     spec = spec_from_config(config, vocabulary=vocabulary, eos=eos)
     if (difference := contradiction(spec, tables.findings)) is not None:
         raise SpecMismatch(f"{difference}; they belong to different models, or one of them was changed")
-    return replace(spec, provenance=f"{spec.provenance}, held against the tensors of {path.name}")
+    return replace(spec, provenance=f"{spec.provenance}, held against the tensors of {place.name}")
 
 
-def _spec_from_preset(path: Path, tables: FoundTables, vocabulary: Vocabulary | None, eos: int | None) -> AddressSpec:
+def _spec_from_preset(
+    place: ByteFile | Folder, tables: FoundTables, vocabulary: Vocabulary | None, eos: int | None
+) -> AddressSpec:
     is_evidence = any(finding.fact not in (Fact.ROWS_AT_LEAST, Fact.ROW_WIDTH) for finding in tables.findings)
     for name in tables.presets if is_evidence else ():
         recipe = PRESETS[name]
@@ -70,14 +90,14 @@ def _spec_from_preset(path: Path, tables: FoundTables, vocabulary: Vocabulary | 
             spec = recipe.resolve(vocabulary=vocabulary)
             if eos is not None and eos not in spec.history.boundary_ids:
                 raise SpecMismatch(
-                    f"{path}: its arrays are those of the preset {name}, whose history ends at "
+                    f"{place.where}: its arrays are those of the preset {name}, whose history ends at "
                     f"{spec.history.boundary_ids}, --eos says {eos}; lay the model's config.json beside them"
                 )
-            return replace(spec, provenance=f"preset {name}, whose constants {path.name} holds")
+            return replace(spec, provenance=f"preset {name}, whose constants {place.name} holds")
     compared = f"the preset {' or '.join(tables.presets)}" if tables.presets else "any preset"
     raise InvalidInput(
-        f"{path}: found tables of {tables.family} and no {CONFIG_NAME} beside them, and they are not known to be those "
-        f"of {compared}; lay the model's config.json beside them"
+        f"{place.where}: found tables of {tables.family} and no {CONFIG_NAME} beside them, and they are not known to "
+        f"be those of {compared}; lay the model's config.json beside them"
     )
 
 
@@ -88,12 +108,14 @@ def _sizes_of(recipe: Recipe) -> AddressSpec:
     return recipe.resolve()
 
 
-def spec_from_gguf(path: Path, *, vocabulary: Vocabulary | None = None, eos: int | None = None) -> AddressSpec:
+def spec_from_gguf(
+    file: ByteFile | Path, *, vocabulary: Vocabulary | None = None, eos: int | None = None
+) -> AddressSpec:
     """The spec in a GGUF file's metadata, under any spelling that is published for DeepSeek's or Qwen's tables.
 
     Parameters
     ----------
-    path
+    file
         A .gguf; of one that is split, the part with the metadata, which is the first.
     vocabulary
         Bound to the spec; gives the compressed vocabulary's size and the padding's canonical id where the file does
@@ -108,7 +130,7 @@ def spec_from_gguf(path: Path, *, vocabulary: Vocabulary | None = None, eos: int
     SpecMismatch
         Keys contradict each other, the shape of a table, the vocabulary, or what the recipe derives from them.
     """
-    model = read_model(path, vocabulary=vocabulary, eos=eos)
+    model = read_model(as_file(file), vocabulary=vocabulary, eos=eos)
     if (difference := contradiction(model.spec, model.findings)) is not None:
         raise SpecMismatch(
             f"{difference}; the file was changed or converted wrongly, or its model follows another recipe: then give "

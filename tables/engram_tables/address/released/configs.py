@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,8 +14,9 @@ from engram_tables.address.presets import V3_VOCAB_SHA256, V4_VOCAB_SHA256
 from engram_tables.address.recipes import DeepSeekRecipe, Recipe
 from engram_tables.address.relatives import GemmaRecipe, LongCatRecipe, NanochatRecipe, QwenRecipe
 from engram_tables.address.spec import AddressSpec, MixRule
-from engram_tables.address.spec_files import read_json
+from engram_tables.address.spec_files import read_json_file
 from engram_tables.address.vocabulary import Vocabulary
+from engram_tables.byte_files import ByteFile, as_file
 from engram_tables.errors import InvalidInput, SpecMismatch
 from engram_tables.units import int_from_json
 
@@ -36,8 +37,8 @@ class _Asked(NamedTuple):
 class _Section:
     """The part of a config that holds a family's keys, and which of them were asked for."""
 
-    def __init__(self, values: Mapping[str, Any], where: str) -> None:
-        self.values, self.where = values, where
+    def __init__(self, values: Mapping[str, Any], file: ByteFile) -> None:
+        self.values, self.file, self.where = values, file, file.where
         self.asked = {"eos_token_id", "special_token_scope", "engine", "table_spec"}
 
     def __contains__(self, key: str) -> bool:
@@ -81,11 +82,10 @@ class _Section:
         stated = self.values.get("_name_or_path")
         if isinstance(stated, str) and stated:
             return stated
-        path = Path(self.where)
-        return path.absolute().parent.name if path.name == "config.json" else path.stem
+        return self.file.folder().name if self.file.name == "config.json" else PurePosixPath(self.file.name).stem
 
     def provenance(self) -> str:
-        return Path(self.where).name
+        return self.file.name
 
     def eos(self, asked: _Asked, parent: Mapping[str, Any]) -> int:
         """The end of sequence that the hash uses; a list is a question for the caller, never for a guess."""
@@ -115,7 +115,9 @@ class _Section:
         return one
 
 
-def spec_from_config(config: Path, *, vocabulary: Vocabulary | None = None, eos: int | None = None) -> AddressSpec:
+def spec_from_config(
+    config: ByteFile | Path, *, vocabulary: Vocabulary | None = None, eos: int | None = None
+) -> AddressSpec:
     """The spec of a model's config.json, its keys at the top or in `text_config`.
 
     Parameters
@@ -135,17 +137,18 @@ def spec_from_config(config: Path, *, vocabulary: Vocabulary | None = None, eos:
     SpecMismatch
         Keys contradict each other or the vocabulary.
     """
-    data = read_json(config)
+    file = as_file(config)
+    data = read_json_file(file)
     if not isinstance(data, dict):
-        raise InvalidInput(f"{config}: found {type(data).__name__}, expected a JSON object")
+        raise InvalidInput(f"{file.where}: found {type(data).__name__}, expected a JSON object")
     nested = data.get("text_config")
     sections = [data, *([nested] if isinstance(nested, dict) else [])]
     found = [
         (family, values) for family in _FAMILIES for values in sections if any(key in values for key in family.keys)
     ]
     if found:
-        family, *holders = _only_one(found, str(config))
-        section = _Section(holders[0], str(config))
+        family, *holders = _only_one(found, file.where)
+        section = _Section(holders[0], file)
         recipe = family.read(section, data, _Asked(vocabulary, eos))
         for other in holders[1:]:
             _check_other_section(section, other)
@@ -155,8 +158,8 @@ def spec_from_config(config: Path, *, vocabulary: Vocabulary | None = None, eos:
     known = "; ".join(f"{family.name} ({', '.join(family.keys)})" for family in _FAMILIES)
     stated = f"model_type {data['model_type']!r}" if "model_type" in data else "no model_type"
     raise InvalidInput(
-        f"{config}: found {stated} and no key of a family that is known, expected one of {known}; is it the config of "
-        "a model with such tables?"
+        f"{file.where}: found {stated} and no key of a family that is known, expected one of {known}; is it the config "
+        "of a model with such tables?"
     )
 
 
@@ -393,8 +396,8 @@ def _peft_vocabulary(section: _Section, asked: _Asked, *, folded: bool) -> tuple
     canonical_size, pad = section.integer("compressed_vocab_size"), section.integer("pad_id")
     if not folded:
         return canonical_size, pad, None
-    saved = Path(section.where).with_name("compression_config.json")
-    if not saved.is_file():
+    saved = section.file.folder().find("compression_config.json")
+    if saved is None:
         return canonical_size, canonical_fill(pad, canonical_size, asked.vocabulary, section.where), None
     token_map = _saved_map(saved)
     if int(token_map.max(initial=-1)) + 1 != canonical_size:
@@ -412,20 +415,23 @@ def map_digest(token_map: np.ndarray[Any, np.dtype[np.int64]]) -> str:
     return hashlib.sha256(token_map.astype("<i4").tobytes()).hexdigest()
 
 
-def _saved_map(path: Path) -> np.ndarray[Any, np.dtype[np.int64]]:
+def _saved_map(file: ByteFile) -> np.ndarray[Any, np.dtype[np.int64]]:
     """int64 (tokens,): the map of a `compression_config.json`."""
-    data = read_json(path)
+    data = read_json_file(file)
     mapping = data.get("mapping") if isinstance(data, dict) else None
     if not isinstance(mapping, dict) or not all(_SMALL_NUMBER.fullmatch(key) for key in mapping):
-        raise InvalidInput(f"{path}: no mapping of token ids, expected the file that engram-peft saves")
-    ids = {int(key): int_from_json(value, f"{path}: token {key}") for key, value in mapping.items()}
+        raise InvalidInput(f"{file.where}: no mapping of token ids, expected the file that engram-peft saves")
+    ids = {int(key): int_from_json(value, f"{file.where}: token {key}") for key, value in mapping.items()}
     if sorted(ids) != list(range(len(ids))) or sorted(set(ids.values())) != list(range(len(set(ids.values())))):
         raise InvalidInput(
-            f"{path}: its mapping has gaps, expected every token id and every canonical id from 0 on; save it anew"
+            f"{file.where}: its mapping has gaps, expected every token id and every canonical id from 0 on; save it "
+            "anew"
         )
     for key, n_found in (("vocab_size", len(ids)), ("compressed_vocab_size", len(set(ids.values())))):
         if data.get(key, n_found) != n_found:
-            raise SpecMismatch(f"{path}: {key} is {data[key]!r}, its mapping has {n_found}; one of them was changed")
+            raise SpecMismatch(
+                f"{file.where}: {key} is {data[key]!r}, its mapping has {n_found}; one of them was changed"
+            )
     return np.array([ids[token] for token in range(len(ids))], dtype=np.int64)
 
 

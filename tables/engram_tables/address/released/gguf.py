@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import reprlib
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +21,7 @@ from engram_tables.address.released.gguf_keys import GgufKeys
 from engram_tables.address.spec import AddressSpec
 from engram_tables.address.spec_checks import MAX_ORDER
 from engram_tables.address.vocabulary import Vocabulary
+from engram_tables.byte_files import ByteFile
 from engram_tables.errors import InvalidInput, SpecMismatch
 from engram_tables.gguf_file import GgufHeader, GgufTensor, read_gguf
 
@@ -37,6 +37,7 @@ _QWEN_SEED, _QWEN_DIVISOR = 1234, 128
 _ENCODINGS = {"e4m3_e8m0_32_row264": (256, 264), "lloyd4_e5m3_32_r136": (256, 136), "q4_k_row144": (256, 144)}
 # No converter is known to pad rows to a larger multiple.
 _MOST_PADDING_ROWS = 4096
+_MOST_PARTS = 1000
 _GIVE_CONFIG = "name the model's config.json instead"
 
 # Every name that a value has in some converter's output: ds4, llama.cpp and its forks.
@@ -63,19 +64,19 @@ class GgufModel:
     findings: tuple[Finding, ...]
 
 
-def read_model(path: Path, *, vocabulary: Vocabulary | None, eos: int | None) -> GgufModel:
-    """The addressing in the metadata of `path`, derived and stated; see `released.spec_from_gguf`."""
-    header = read_gguf(path, _is_wanted)
+def read_model(file: ByteFile, *, vocabulary: Vocabulary | None, eos: int | None) -> GgufModel:
+    """The addressing in the metadata of `file`, derived and stated; see `released.spec_from_gguf`."""
+    header = read_gguf(file, _is_wanted)
     engram, ple = GgufKeys(header, _ENGRAM), GgufKeys(header, _PLE)
-    name = GgufKeys(header, _GENERAL).text(("name",)) or path.name
+    name = GgufKeys(header, _GENERAL).text(("name",)) or file.name
     tensors = _tensors(header)
     if engram.has(_LAYERS):
         return _DeepSeek(engram, tensors, vocabulary).model(name)
     if ple.has(_LAYERS):
         return _Qwen(ple, GgufKeys(header, _MODEL), tensors).model(name, eos)
     raise InvalidInput(
-        f"{path}: found neither engram.layer_ids nor ple.layers among its keys, expected the metadata of a model with "
-        f"such tables (the first part of a split file holds it); {_GIVE_CONFIG}"
+        f"{file.where}: found neither engram.layer_ids nor ple.layers among its keys, expected the metadata of a model "
+        f"with such tables (the first part of a split file holds it); {_GIVE_CONFIG}"
     )
 
 
@@ -85,26 +86,33 @@ def _is_wanted(key: str) -> bool:
 
 def _tensors(header: GgufHeader) -> dict[str, GgufTensor]:
     """The tensors of the file, and of its other parts where it is split and they lie beside it."""
-    tensors, path = dict(header.tensors), header.path
-    part = _PART.search(path.name)
+    tensors, part = dict(header.tensors), _PART.search(header.name)
     if part is not None:
-        for other in sorted(path.parent.glob(f"*-of-{part[2]}.gguf")):
-            if other.name != path.name and _PART.sub("", other.name) == path.name[: part.start()]:
+        if int(part[2]) > _MOST_PARTS:
+            raise InvalidInput(f"{header.where}: found {part[2]} parts by its name, expected {_MOST_PARTS} at most")
+        folder = header.file.folder()
+        for nth in range(1, 1 + int(part[2])):
+            name = f"{header.name[: part.start()]}-{nth:05}-of-{part[2]}.gguf"
+            other = folder.find(name) if name != header.name else None
+            if other is not None:
                 tensors |= read_gguf(other, lambda _: False).tensors
+                other.close()
     return tensors
 
 
-def _rows_of(path: Path, name: str, table: GgufTensor, layer_id: int) -> Finding:
+def _rows_of(keys: GgufKeys, name: str, table: GgufTensor, layer_id: int) -> Finding:
     if len(table.dims) != 2:
-        raise InvalidInput(f"{path}: tensor {name} has dimensions {table.dims}, expected rows of values; convert anew")
-    return Finding(where=f"{path.name}: {name}", fact=Fact.ROWS, values=(table.dims[1],), layer_id=layer_id)
+        raise InvalidInput(
+            f"{keys.file_where}: tensor {name} has dimensions {table.dims}, expected rows of values; convert anew"
+        )
+    return Finding(where=f"{keys.name}: {name}", fact=Fact.ROWS, values=(table.dims[1],), layer_id=layer_id)
 
 
 class _DeepSeek:
     """The `engram` keys of one file. What they leave out is a preset's, where the sizes are its own."""
 
     def __init__(self, keys: GgufKeys, tensors: dict[str, GgufTensor], vocabulary: Vocabulary | None) -> None:
-        self.keys, self.path, self.vocabulary = keys, keys.path, vocabulary
+        self.keys, self.where, self.vocabulary = keys, keys.file_where, vocabulary
         self.layer_ids = keys.integers(_LAYERS) or ()
         if not self.layer_ids or not all(0 <= layer_id < 2**31 for layer_id in self.layer_ids):
             raise InvalidInput(
@@ -133,7 +141,7 @@ class _DeepSeek:
             for finding in self.keys.per_layer(names, fact, self.layer_ids)
         ]
         for layer_id, (tensor, table) in self.tables.items():
-            rows = _rows_of(self.path, tensor, table, layer_id)
+            rows = _rows_of(self.keys, tensor, table, layer_id)
             findings.append(rows)
             if (width := self._width_of(table)) is not None:
                 findings.append(replace(rows, fact=Fact.ROW_WIDTH, values=(width,)))
@@ -159,14 +167,14 @@ class _DeepSeek:
         if max_order is None:
             raise self.keys.missing(_ORDER, "the longest n-gram", advice=_GIVE_CONFIG)
         if not 2 <= max_order <= MAX_ORDER:
-            raise InvalidInput(f"{self.path}: found n-grams of up to {max_order} tokens, expected 2 to {MAX_ORDER}")
+            raise InvalidInput(f"{self.where}: found n-grams of up to {max_order} tokens, expected 2 to {MAX_ORDER}")
         from_array = None if self.primes is None else len(self.primes) // n_layers // (max_order - 1)
         heads = self.keys.integer(_HEADS, default=from_array)
         if heads is None:
             raise self.keys.missing(_HEADS, "the heads of an order", advice=_GIVE_CONFIG)
         if heads < 1:
             raise InvalidInput(
-                f"{self.path}: found {heads} heads an order, expected 1 or more; convert the model again"
+                f"{self.where}: found {heads} heads an order, expected 1 or more; convert the model again"
             )
         return tuple(range(2, max_order + 1)), heads
 
@@ -182,8 +190,8 @@ class _DeepSeek:
             bases = bases or preset.bases
             canonical_size = canonical_size or preset.canonical_size
         return DeepSeekRecipe(
-            name=self.path.name,
-            provenance=f"GGUF {self.path.name}" + (f", completed from the preset {preset.name}" if preset else ""),
+            name=self.keys.name,
+            provenance=f"GGUF {self.keys.name}" + (f", completed from the preset {preset.name}" if preset else ""),
             canonical_size=canonical_size,
             orders=self.orders,
             heads=self.heads,
@@ -246,7 +254,7 @@ class _DeepSeek:
                 raise self.keys.missing((*_FILL, *_PAD_TOKEN), "the padding's id", advice=_GIVE_CONFIG)
             return known
         if self.token_map is None:
-            mapped = canonical_fill(pad_token, canonical_size, self.vocabulary, str(self.path))
+            mapped = canonical_fill(pad_token, canonical_size, self.vocabulary, self.where)
         elif 0 <= pad_token < len(self.token_map):
             mapped = int(self.token_map[pad_token])
         else:
@@ -284,7 +292,7 @@ class _Qwen:
     """The `ple` keys of one file."""
 
     def __init__(self, keys: GgufKeys, model: GgufKeys, tensors: dict[str, GgufTensor]) -> None:
-        self.keys, self.model_keys, self.path = keys, model, keys.path
+        self.keys, self.model_keys = keys, model
         self.table = tensors.get(_QWEN_TABLE)
         layer_ids = keys.integers(_LAYERS) or ()
         if len(layer_ids) != 1:
@@ -297,7 +305,7 @@ class _Qwen:
         moduli = self.keys.integers(("head_vocab_sizes",))
         recipe = QwenRecipe(
             name=name,
-            provenance=f"GGUF {self.path.name}",
+            provenance=f"GGUF {self.keys.name}",
             vocab_size=self._vocab_size(),
             orders=tuple(range(2, 1 + self._needed("ngram_size", most=MAX_ORDER))),
             heads=self._needed("heads_per_ngram"),
@@ -326,7 +334,7 @@ class _Qwen:
     def _with_table(self, spec: AddressSpec, findings: list[Finding]) -> GgufModel:
         """The table's shape, which has the last word on padding: no key of every converter tells the multiple."""
         if self.table is not None:
-            rows = _rows_of(self.path, _QWEN_TABLE, self.table, self.layer_ids[0])
+            rows = _rows_of(self.keys, _QWEN_TABLE, self.table, self.layer_ids[0])
             width = replace(rows, fact=Fact.ROW_WIDTH, values=(self.table.dims[0],))
             findings = [*findings, rows, width]
             layer = spec.layers[0]

@@ -24,7 +24,7 @@ class GgufKeys:
     """Those of a header's values whose key `pattern` finds; its first group is the name that is asked for."""
 
     def __init__(self, header: GgufHeader, pattern: re.Pattern[str]) -> None:
-        self.header, self.path = header, header.path
+        self.header, self.name, self.file_where = header, header.name, header.where
         self._keys: dict[str, list[str]] = {}
         for key in header.values:
             if (match := pattern.search(key)) is not None:
@@ -37,11 +37,11 @@ class GgufKeys:
     def where(self, names: Iterable[str]) -> str:
         """File and keys, for messages."""
         names = tuple(names)
-        return f"{self.path.name}: {' and '.join(self._with(names) or names)}"
+        return f"{self.name}: {' and '.join(self._with(names) or names)}"
 
     def missing(self, names: Iterable[str], expected: str, *, advice: str) -> InvalidInput:
         """The error that says that no key has one of the names."""
-        return InvalidInput(f"{self.path}: found no key {' or '.join(names)}, expected {expected}; {advice}")
+        return InvalidInput(f"{self.file_where}: found no key {' or '.join(names)}, expected {expected}; {advice}")
 
     def integers(self, names: Iterable[str]) -> tuple[int, ...] | None:
         """The values of an array of integers; None where no key has one of the names."""
@@ -90,8 +90,8 @@ class GgufKeys:
         for key, value in zip(keys, values, strict=True):
             if value != values[0]:
                 raise SpecMismatch(
-                    f"{self.path}: {keys[0]} is {_brief(values[0])} and {key} is {_brief(value)}, expected one value "
-                    "under both spellings; one of them was changed"
+                    f"{self.file_where}: {keys[0]} is {_brief(values[0])} and {key} is {_brief(value)}, expected one "
+                    "value under both spellings; one of them was changed"
                 )
         return values[0] if values else None
 
@@ -99,7 +99,7 @@ class GgufKeys:
         element = value.type_name.removesuffix("[]")
         if element not in _INTEGERS or value.type_name.endswith("[]") != is_array:
             raise InvalidInput(
-                f"{self.path}: {key} is stored as {value.type_name}, expected an {'array of ' * is_array}integer"
+                f"{self.file_where}: {key} is stored as {value.type_name}, expected an {'array of ' * is_array}integer"
                 f"{'s' * is_array}; "
                 + (
                     "a constant that has been through a float is wrong: convert the model again"
@@ -113,7 +113,9 @@ class GgufKeys:
 
     def _text(self, key: str, value: GgufValue) -> list[str]:
         if not isinstance(value.value, str):
-            raise InvalidInput(f"{self.path}: {key} is stored as {value.type_name}, expected string; convert it again")
+            raise InvalidInput(
+                f"{self.file_where}: {key} is stored as {value.type_name}, expected string; convert it again"
+            )
         return [value.value]
 
 

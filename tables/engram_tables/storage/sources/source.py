@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from engram_tables.address.spec import AddressSpec
 from engram_tables.byte_files import ByteFile
@@ -40,6 +41,17 @@ class SourceTensor:
     n_rows: int
 
 
+class ScaleTensor(NamedTuple):
+    """A small tensor with a parameter of the codec; `data` are its bytes in hexadecimal, `start` counts from byte 0."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    data: str
+    file_idx: int
+    start: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
     """Rows in files that are not ours.
@@ -67,7 +79,7 @@ class Source:
     left_out
         Names of tensors in these files that hold no rows and were looked at by nobody.
     scale_tensors
-        Small tensors that the codec's parameters were taken from: (name, dtype, shape, bytes as hexadecimal text).
+        Small tensors that the codec's parameters were taken from.
     """
 
     where: str
@@ -83,7 +95,7 @@ class Source:
     extents: tuple[Extent, ...]
     tensors: tuple[SourceTensor, ...]
     left_out: tuple[str, ...] = ()
-    scale_tensors: tuple[tuple[str, str, tuple[int, ...], str], ...] = ()
+    scale_tensors: tuple[ScaleTensor, ...] = ()
     notes: tuple[str, ...] = field(default=())
     """What a user should know: an unusual spelling, an edge rule, a file that is not here."""
 

@@ -1,0 +1,1 @@
+"""Tables written as the files of others: checkpoints, GGUF, raw rows."""
