@@ -55,9 +55,9 @@ def test_every_schema_is_documented_and_every_documented_one_exists(page: str) -
         assert re.search(rf"^\| \[`{re.escape(schema)}`\]", page, flags=re.MULTILINE), f"{schema} is not in the list"
 
 
-def _run(*words: object) -> list[dict[str, Any]]:
+def _run(*words: object, code: int = 0) -> list[dict[str, Any]]:
     result = CliRunner().invoke(app, [str(word) for word in words])
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == code, result.output
     return [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
 
 
@@ -92,6 +92,16 @@ def made(tiny_vocab_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     _run("count", home / "tokens", "--vocab", tiny_vocab_file, "--orders", "1,2", "--next", "raw",
          "-o", home / "followed")  # fmt: skip
     _run("golden", "emit", "--spec", home / "spec.json", "-o", home / "golden.json")
+    # A checkpoint's form of the table, tables that are made from it, and one row that differs.
+    _run("build-table", "--spec", home / "spec.json", "--codec", "fp8-e4m3-e8m0", "-o", home / "fresh")
+    _run("export", home / "fresh", "--to", "deepseek", "-o", home / "checkpoint")
+    source = ("build-table", "--from", home / "checkpoint", "--spec", home / "spec.json")
+    _run(*source, "--ranks", "2", "-o", home / "ranks")
+    _run(*source, "-o", home / "changed")
+    shard = home / "changed" / "layer-01" / "rows-00001-of-00001.safetensors"
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
     np.save(
         home / "golden.npy", np.concatenate([np.array(case.rows) for case in read_golden(home / "golden.json").cases])
     )
@@ -101,6 +111,8 @@ def made(tiny_vocab_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def test_every_key_that_is_printed_is_documented(page: str, made: Path, tiny_vocab_file: Path) -> None:
     spec, table = made / "spec.json", made / "table"
     vocabulary = ("--vocab", tiny_vocab_file)
+    source = ("--from", made / "checkpoint", "--spec", spec)
+    counts, recoded = made / "counts", made / "recoded"
     records = [
         *_run("build-vocab", "--json", _tokenizer(made, tiny_vocab_file)),
         *_run("spec", "list", "--json"),
@@ -121,9 +133,18 @@ def test_every_key_that_is_printed_is_documented(page: str, made: Path, tiny_voc
         *_run("trace", made / "tokens", "--spec", spec, *vocabulary, "-o", made / "never", "--dry-run", "--json"),
         json.loads((made / "trace" / "trace.json").read_bytes()),
         *_run("build-table", "--spec", spec, "--codec", "bf16", "-o", made / "never", "--dry-run", "--json"),
+        *_run("build-table", *source, "--rows", "0:9", "--codec", "bf16", "--counts", counts, "-o", recoded, "--json"),
         *_run("verify", table, "--json"),
+        *_run("verify", made / "ranks" / "rank-0-of-2", recoded, "--json", code=6),
+        *_run("verify", made / "changed", "--against", made / "checkpoint", "--json", code=6),
+        *_run("diff", made / "changed", made / "checkpoint", "--json", code=6),
+        *_run("diff", recoded, made / "fresh", "--json", code=6),
+        *_run("export", made / "fresh", "--to", "raw", "-o", made / "never", "--dry-run", "--json"),
+        *_run("inspect", "header", made / "fresh", "--row", "1:5", "--json"),
+        *_run("inspect", "header", made / "checkpoint", "--json"),
         *_run("verify", made / "counts", "--json"),
         *_run("inspect", "table", table, "--json"),
+        *_run("inspect", "table", made / "ranks" / "rank-1-of-2", "--json"),
         *_run("inspect", "vocab", tiny_vocab_file, "--json"),
         *_run("inspect", "ngram", table, "the cat", "--counts", made / "counts", "--json"),
     ]
@@ -132,8 +153,9 @@ def test_every_key_that_is_printed_is_documented(page: str, made: Path, tiny_voc
         _check(page, {key: value for key, value in record.items() if key != "spec" or isinstance(value, str)})
     unseen = set(_strings_in_code()) - {record["schema"] for record in records}
     assert unseen == {
-        "engram.table/1", "engram.rows/1", "engram.bench-offload/1", "engram.golden/1",
-        "engram.count-work/1", "engram.counts-merge-work/1", "engram.tokenize-work/1", "engram.tokenize-shard/1",
+        "engram.table/1", "engram.table/2", "engram.rows/2", "engram.bench-offload/1", "engram.golden/1",
+        "engram.build-work/1", "engram.count-work/1", "engram.counts-merge-work/1", "engram.tokenize-work/1",
+        "engram.tokenize-shard/1",
     }  # fmt: skip
 
 

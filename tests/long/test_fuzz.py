@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parser", ["safetensors", "gguf", "manifest"])
+@pytest.mark.parametrize("parser", ["safetensors", "gguf", "manifest", "ple_store", "config"])
 def test_a_parser_stands_what_a_fuzzer_makes(parser: str) -> None:
     pytest.importorskip("atheris")
     command = [sys.executable, "-m", f"fuzz.{parser}", "-max_total_time=20"]

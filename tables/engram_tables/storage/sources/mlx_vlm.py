@@ -220,7 +220,9 @@ def _ranges(
         end += piece.n_rows
     if any(piece.columns() != found.pieces[0].columns() for piece in found.pieces):
         raise store.invalid("shards of several formats", "one")
-    form = row_format(found.pieces[0], row_width=store.row_width, scalars=(), metadata={}, opaque=opaque)
+    # No entry of a store speaks of a scale for all rows: with one beside them its rows are of no known format.
+    scalars = [scalar for of_layer in found.scalars.values() for scalar in of_layer]
+    form = row_format(found.pieces[0], row_width=store.row_width, scalars=scalars, metadata={}, opaque=opaque)
     if form.codec.name == "int4-g32" and not store.is_affine:
         stated = reprlib.repr(store.fields.get("quantization"))
         raise store.invalid(f"quantization {stated}", f"{_AFFINE}, as its tensors have it")

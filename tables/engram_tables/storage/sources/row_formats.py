@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from engram_tables.errors import InvalidInput
-from engram_tables.storage.codecs import Codec, get_codec
+from engram_tables.storage.codecs import FP8_SCALAR, Codec, get_codec
 from engram_tables.storage.extents import Part
 from engram_tables.storage.sources.pieces import (
     BIASES,
@@ -79,15 +79,17 @@ def row_format(
     """
     columns = _columns(piece)
     width = row_width or _width_of(columns, metadata)
-    # A scalar of another name belongs to a format of its own.
+    # A scalar of another name belongs to a format of its own, and only one format has a scale for all rows.
     is_known = width is not None and all(part_of(scalar.name) == SCALES for scalar in scalars)
     name = _codec_of(columns, width or 0, has_scale=bool(scalars), metadata=metadata) if is_known else None
+    if scalars and name != FP8_SCALAR:
+        name = None
     sizes = {part_of(tensor.name): columns[part_of(tensor.name)].n_bytes for tensor in piece.in_order()}
     if name is None or width is None:
         if not opaque or width is None:
             raise _unreadable(piece, width, scalars)
         name = f"opaque-{sum(sizes.values())}"
-    codec = get_codec(name, scale_bits=_scale_bits(scalars) if name == "fp8-e4m3-scalar" else None)
+    codec = get_codec(name, scale_bits=_scale_bits(scalars) if name == FP8_SCALAR else None)
     if len(sizes) == 1:
         sizes = {RECORDS: sum(sizes.values())}
     form = RowFormat(codec=codec, row_width=width, parts=_parts(sizes))
@@ -145,7 +147,7 @@ def _codec_of(
         return _scaled(columns[WEIGHTS], columns[SCALES], width)
     if parts == {WEIGHTS} and columns[WEIGHTS].n_elements == width:
         dtype = columns[WEIGHTS].dtype
-        return "fp8-e4m3-scalar" if dtype == "F8_E4M3" and has_scale else _PLAIN.get(dtype)
+        return FP8_SCALAR if dtype == "F8_E4M3" and has_scale else _PLAIN.get(dtype)
     if parts == {RECORDS} and metadata.get("format") == _MTPLX_RECORDS and width % 32 == 0:
         return "int4-g32" if columns[RECORDS].n_bytes == width * 5 // 8 else None
     return None

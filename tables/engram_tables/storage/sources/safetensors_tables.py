@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from engram_tables.address.released.findings import contradiction
 from engram_tables.address.released.tensors import find_tables
@@ -55,9 +55,13 @@ def safetensors_source(
     if found is None:
         raise _no_table(place, headers, spec)
     check_findings(place, headers, spec)
-    form = _row_format(found, spec, opaque=opaque)
+    by_layer = _by_layer(where, found, spec)
+    if layers is not None:
+        wanted = {layer_in(where, spec, layer_id) for layer_id in layers}
+        by_layer = {layer_id: pieces for layer_id, pieces in by_layer.items() if layer_id in wanted}
+    form = _row_format(where, found, by_layer, spec, opaque=opaque)
     stretches = []
-    for layer_id, pieces in _by_layer(where, found, spec).items():
+    for layer_id, pieces in by_layer.items():
         for piece, first_row in zip(pieces, _first_rows(where, found, pieces, spec, layer_id), strict=True):
             stretches += stretches_of(piece, layer_id, first_row)
     return assemble(
@@ -108,18 +112,39 @@ def stretches_of(piece: Piece, layer_id: int, first_row: int) -> list[Stretch]:
     ]
 
 
-def _row_format(found: Found, spec: AddressSpec, *, opaque: bool) -> RowFormat:
-    """The one format of all pieces."""
-    scalars = [scalar for of_layer in found.scalars.values() for scalar in of_layer]
-    first = found.pieces[0]
-    for piece in found.pieces:
+def _row_format(
+    where: str, found: Found, by_layer: Mapping[int, Sequence[Piece]], spec: AddressSpec, *, opaque: bool
+) -> RowFormat:
+    """The one format of all pieces that are taken."""
+    pieces = [piece for of_layer in by_layer.values() for piece in of_layer]
+    if not pieces:
+        raise InvalidInput(
+            f"{where}: found {listed(piece.stem for piece in found.pieces)} and no table of the layers that were asked "
+            "for, expected one; name the file that holds it, or other layers"
+        )
+    first = pieces[0]
+    for piece in pieces:
         if piece.columns() != first.columns():
             raise InvalidInput(
                 f"{listed(piece.in_order())}: found beside {listed(first.in_order())}, expected tables and "
                 "shards of one format; they belong to different models"
             )
+    scalars = [scalar for of_layer in found.scalars.values() for scalar in of_layer]
+    scalars = [scalar for scalar in scalars if any(_covers(scalar, piece) for piece in pieces)]
+    for piece in pieces:
+        if scalars and not any(_covers(scalar, piece) for scalar in scalars):
+            raise InvalidInput(
+                f"{where}: found {listed(scalars)} and none for {piece.stem}, expected a scale for all rows or for "
+                "none; lay the missing file beside it"
+            )
     metadata = next(iter(first.tensors.values())).header.metadata
     return row_format(first, row_width=spec.row_width, scalars=scalars, metadata=metadata, opaque=opaque)
+
+
+def _covers(scalar: FoundTensor, piece: Piece) -> bool:
+    """Whether a tensor of one value speaks of a piece's rows: it lies beside the piece, or beside all shards."""
+    stem = scalar.name.rpartition(".")[0]
+    return piece.stem == stem or piece.stem.startswith(f"{stem}.")
 
 
 def _by_layer(where: str, found: Found, spec: AddressSpec) -> dict[int, list[Piece]]:

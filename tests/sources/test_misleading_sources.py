@@ -1,0 +1,105 @@
+"""Checkpoints that are well formed and would be read wrongly by whoever looks at one tensor alone."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_checkpoints import Made, make_deepseek, make_qwen, write_tensors
+from made_parts import Tensor
+
+from engram_tables.errors import InvalidInput
+from engram_tables.storage.sources.opening import open_source
+from engram_tables.storage.sources.source import closing
+
+Tensors = dict[str, Tensor]
+HALF = ("F32", (1,), np.frombuffer(struct.pack("<f", 0.5), np.uint8))
+QUARTER = ("F32", (1,), np.frombuffer(struct.pack("<f", 0.25), np.uint8))
+
+
+def change_tensors(made: Made, change: Callable[[Tensors], Tensors]) -> Made:
+    """Write every file of a checkpoint again with other tensors."""
+    for path in sorted(made.path.glob("*.safetensors")):
+        data = path.read_bytes()
+        (n_bytes,) = struct.unpack("<Q", data[:8])
+        header = json.loads(data[8 : 8 + n_bytes])
+        metadata = header.pop("__metadata__", {})
+        tensors = {}
+        for name, info in header.items():
+            start, stop = (8 + n_bytes + offset for offset in info["data_offsets"])
+            tensors[name] = (info["dtype"], tuple(info["shape"]), np.frombuffer(data[start:stop], np.uint8))
+        write_tensors(path, change(tensors), metadata)
+    (made.path / "model.safetensors.index.json").unlink(missing_ok=True)
+    return made
+
+
+def beside(end: str, name: str, value: Tensor) -> Callable[[Tensors], Tensors]:
+    """Adds a tensor beside every one whose name ends so."""
+
+    def change(tensors: Tensors) -> Tensors:
+        stems = {found.removesuffix(end) for found in tensors if found.endswith(end)}
+        return tensors | {f"{stem}{name}": value for stem in stems}
+
+    return change
+
+
+def scales_as_scalars(values: dict[str, Tensor]) -> Callable[[Tensors], Tensors]:
+    """Instead of V4.1's scales one value a layer; none where `values` has none."""
+
+    def change(tensors: Tensors) -> Tensors:
+        kept = {name: tensor for name, tensor in tensors.items() if not name.endswith("engram.embed.scale")}
+        return kept | {name: values[name] for name in tensors.keys() & values.keys()}
+
+    return change
+
+
+@pytest.mark.parametrize("codec", ["bf16", "f32", "fp8-e4m3-e8m0"])
+def test_a_scale_for_all_rows_beside_rows_that_have_none_is_refused(codec: str, tmp_path: Path) -> None:
+    """Its values are not those that the rows alone decode to."""
+    made = change_tensors(
+        make_deepseek(tmp_path / "made", codec=codec), beside("engram.embed.weight", "engram.embed.weight_scale", HALF)
+    )
+    with pytest.raises(InvalidInput, match="a format of 64 values a row that a codec reads"):
+        open_source(made.path)
+
+
+def test_a_scale_of_one_shard_is_not_taken_for_the_others(tmp_path: Path) -> None:
+    made = change_tensors(
+        make_qwen(tmp_path / "made", codec="fp8-e4m3-scalar"),
+        lambda tensors: {
+            name.replace("ngram_embedding.weight_scale", "ngram_embedding.shard_0.weight_scale"): tensor
+            for name, tensor in tensors.items()
+        },
+    )
+    with pytest.raises(InvalidInput, match=r"shard_0\.weight_scale .* and none for .*shard_1"):
+        open_source(made.path)
+
+
+def test_a_scale_of_one_layer_is_not_taken_for_another(tmp_path: Path) -> None:
+    made = change_tensors(make_deepseek(tmp_path / "made"), scales_as_scalars({"layers.1.engram.embed.scale": HALF}))
+    with pytest.raises(InvalidInput, match=r"none for layers\.3\.engram\.embed, expected a scale for all rows"):
+        open_source(made.path)
+
+
+def test_layers_of_different_scales_are_read_one_by_one(tmp_path: Path) -> None:
+    """As the message of the refusal advises."""
+    scales = {"layers.1.engram.embed.scale": HALF, "layers.3.engram.embed.scale": QUARTER}
+    made = change_tensors(make_deepseek(tmp_path / "made"), scales_as_scalars(scales))
+    with pytest.raises(InvalidInput, match="scales of 2 values, expected one"):
+        open_source(made.path)
+    for layer_id, bits in ((1, 0x3F000000), (3, 0x3E800000)):
+        with closing(open_source(made.path, layers=[layer_id])) as source:
+            assert source.codec.scale_bits == bits
+            assert source.owned(4 - layer_id) == ()
+
+
+def test_a_layer_that_is_not_here_is_named(tmp_path: Path) -> None:
+    made = make_deepseek(tmp_path / "made")
+    with pytest.raises(InvalidInput, match="no table of the layers that were asked for"):
+        open_source(made.files[0], layers=[3])
+    with closing(open_source(made.files[0], layers=[1, 3])) as source:
+        assert source.owned(3) == ()
