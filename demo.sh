@@ -30,6 +30,11 @@ step build-table --spec "$out/spec.json" --vocab "$out/v4.vocab.parquet" --init 
 step verify "$out/table"
 step inspect ngram "$out/table" 'import numpy as' --counts "$out/counts" --last --orders 3
 step bench-offload "$out/table" --corpus "$sources" --glob '*.py' --exclude '*-packages' --record "$out/bench.json" --force
+step export "$out/table" --to deepseek -o "$out/checkpoint" --force
+step inspect header "$out/checkpoint" --spec "$out/spec.json" --row 1:1000000
+step build-table --from "$out/checkpoint" --spec "$out/spec.json" --layout packed -o "$out/imported" --force
+step verify "$out/imported" --against "$out/checkpoint"
+step diff "$out/table" "$out/imported"
 
 cat <<END
 
@@ -41,6 +46,8 @@ What was made, all below $out:
   traffic.txt       what the sources read of these rows, head by head
   table/            the table: $(du -sh "$out/table" | cut -f1) of rows in safetensors shards, checked against its manifest
   bench.json        the record of the benchmark, raw samples and environment included
+  checkpoint/       the table's rows as a checkpoint in DeepSeek's form, weights and scales apart
+  imported/         a table made from that checkpoint, equal to it bit for bit
 
 Where to look next:
   engram inspect ngram $out/table 'for i in range' --counts $out/counts

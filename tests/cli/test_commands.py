@@ -14,9 +14,9 @@ from .conftest import Engram
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "deepseek-v4.1-flash.json").read_bytes())
 COMMANDS = [
-    ("build-vocab",), ("hash",), ("count",), ("build-table",), ("verify",), ("bench-offload",),
+    ("build-vocab",), ("hash",), ("count",), ("build-table",), ("verify",), ("diff",), ("export",), ("bench-offload",),
     ("spec", "list"), ("spec", "show"), ("spec", "make"), ("spec", "export"),
-    ("inspect", "ngram"), ("inspect", "table"), ("inspect", "vocab"),
+    ("inspect", "ngram"), ("inspect", "table"), ("inspect", "vocab"), ("inspect", "header"),
 ]  # fmt: skip
 
 

@@ -182,6 +182,7 @@ def test_control_characters_reach_no_terminal(engram: Engram, tiny_table: Path) 
     assert len(records.records()) >= 1
 
 
+@pytest.mark.slow
 def test_kernels_compile_where_nothing_can_be_cached(tmp_path: Path) -> None:
     """A read-only installation and a home that cannot be made."""
     root = Path(__file__).resolve().parent.parent.parent

@@ -87,7 +87,7 @@ class StandIn:
         return wrap
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lengths=st.lists(st.integers(0, 9), max_size=9),
     orders=st.sampled_from([(1,), (2,), (2, 3), (5,)]),

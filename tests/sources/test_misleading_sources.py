@@ -5,14 +5,26 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from made_checkpoints import Made, make_deepseek, make_qwen, write_tensors
+from made_checkpoints import (
+    Made,
+    make_deepseek,
+    make_gguf_deepseek,
+    make_gguf_qwen,
+    make_mlx_vlm,
+    make_mtplx,
+    make_qwen,
+    write_tensors,
+)
 from made_parts import Tensor
 
-from engram_tables.errors import InvalidInput
+from engram_tables.errors import InvalidInput, SpecMismatch
 from engram_tables.storage.sources.opening import open_source
 from engram_tables.storage.sources.source import closing
 
@@ -103,3 +115,43 @@ def test_a_layer_that_is_not_here_is_named(tmp_path: Path) -> None:
         open_source(made.files[0], layers=[3])
     with closing(open_source(made.files[0], layers=[1, 3])) as source:
         assert source.owned(3) == ()
+
+
+def test_a_given_spec_of_another_model_of_the_same_size_is_refused(tmp_path: Path) -> None:
+    """Shapes are equal, the rows would be looked up elsewhere."""
+    for made in (
+        make_gguf_deepseek(tmp_path / "d.gguf"),
+        make_gguf_qwen(tmp_path / "q.gguf"),
+        make_deepseek(tmp_path / "deepseek"),
+        make_mlx_vlm(tmp_path / "mlx-vlm"),
+        make_mtplx(tmp_path / "mtplx"),
+    ):
+        with closing(open_source(made.path)) as source:
+            spec = source.spec
+        with closing(open_source(made.path, spec=replace(spec, name="the same"))) as source:
+            assert source.notes == ()
+        (first, second, *heads), *orders = (list(heads) for heads in spec.layers[0].moduli)
+        moduli = ((second, first, *heads), *map(tuple, orders))
+        offsets = tuple(accumulate((0, *(modulus for heads in moduli for modulus in heads))))[:-1]
+        changes: list[dict[str, Any]] = [
+            {"layers": (replace(spec.layers[0], moduli=moduli, offsets=offsets), *spec.layers[1:])},
+            {"canonical_size": spec.canonical_size + 1},
+            {"history": replace(spec.history, fill_id=1, boundary_ids=tuple(1 for _ in spec.history.boundary_ids))},
+        ]
+        for change in changes:
+            with pytest.raises(SpecMismatch, match="belong to different models"):
+                open_source(made.path, spec=replace(spec, **change))
+
+
+def test_a_given_spec_serves_where_the_source_states_none(tmp_path: Path) -> None:
+    made = make_deepseek(tmp_path / "made")
+    with closing(open_source(made.path)) as source:
+        spec = source.spec
+    (made.path / "config.json").write_text('{"model_type": "of another recipe"}')
+    with pytest.raises(InvalidInput):
+        open_source(made.path)
+    with closing(open_source(made.path, spec=spec)) as source:
+        assert "own addressing is not known" in source.notes[0]
+    (made.path / "config.json").unlink()
+    with closing(open_source(made.path, spec=spec)) as source:
+        assert source.notes == ()

@@ -382,3 +382,15 @@ def test_published_sizes() -> None:
     assert plan.n_rows == 768_022_850
     data = sum(s.file_bytes - s.data_offset for s in plan.manifest.shards)
     assert data == 202_758_032_400
+
+
+@pytest.mark.parametrize("name", ["letter.txt", "layer-01/letter.txt", "layer-01/model.safetensors", "photos/a.jpg"])
+def test_force_removes_nothing_that_is_not_the_tables_own(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "table"
+    build_table(small_plan(), path)
+    letter = path / name
+    letter.parent.mkdir(exist_ok=True)
+    letter.write_bytes(b"dear")
+    with pytest.raises(InvalidInput, match="expected its own files alone"):
+        build_table(small_plan(seed=2), path, force=True)
+    assert letter.read_bytes() == b"dear"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
+from made_checkpoints import make_deepseek, make_gguf_deepseek
 from numpy.typing import NDArray
 from safetensors import TensorSpec, serialize
 from small_tables import lay_table, names_in, random_records, small_manifest, small_spec, small_table
@@ -24,8 +25,10 @@ from engram_tables.storage.export.exporting import export_table, plan_export
 from engram_tables.storage.export.targets import Form
 from engram_tables.storage.ranks import Rank, owned_rows
 from engram_tables.storage.reader import StoredTable
+from engram_tables.storage.repack import plan_repack
 from engram_tables.storage.sources.opening import RawGeometry, open_source
 from engram_tables.storage.sources.source import closing
+from engram_tables.storage.writer import build_table
 
 Records = Mapping[int, NDArray[np.uint8]]
 PACKAGE_DTYPES = {"F8_E4M3": "float8_e4m3fn", "F8_E8M0": "float8_e8m0fnu", "BF16": "bfloat16", "F16": "float16",
@@ -419,3 +422,34 @@ def test_a_full_disk_is_met_before_the_work(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(os, "statvfs", lambda _: type("Status", (), {"f_bavail": 1, "f_frsize": 4096}))
     with pytest.raises(CapacityError, match=r"found 4.00 KiB .* free, expected"):
         export(table, tmp_path / "out", to="raw")
+
+
+@pytest.mark.parametrize("name", ["precious.gguf", "other.safetensors", "mine.rows"])
+def test_force_removes_no_files_of_others(name: str, tmp_path: Path) -> None:
+    """A directory of models is not an export because its files end alike."""
+    table, _ = made(tmp_path / "table", codec="bf16")
+    output = tmp_path / "models"
+    output.mkdir()
+    (output / name).write_bytes(b"dear")
+    with StoredTable(table) as stored, pytest.raises(InvalidInput, match=rf"{name}: found in the directory"):
+        export_table(plan_export([stored], to="deepseek"), output, force=True)
+    assert (output / name).read_bytes() == b"dear"
+
+
+def test_force_removes_no_model_that_holds_more_than_its_table(tmp_path: Path) -> None:
+    """As it is when a table is exported over the very checkpoint that it was made from."""
+    checkpoint = make_deepseek(tmp_path / "model")
+    (checkpoint.path / "config.json").rename(tmp_path / "config.json")
+    gguf = make_gguf_deepseek(tmp_path / "model.gguf")
+    with closing(open_source(checkpoint.path, config=tmp_path / "config.json")) as source:
+        build_table(plan_repack(source, layout="packed"), tmp_path / "table")
+    with StoredTable(tmp_path / "table") as stored:
+        plan = plan_export([stored])
+        with pytest.raises(InvalidInput, match=r"tensors that are no tables, layers\.1\.engram\.q_weight"):
+            export_table(plan, checkpoint.path, force=True)
+        with pytest.raises(InvalidInput, match="tensors that are no tables"):
+            export_table(plan_export([stored], to="gguf-q8_0", codec="q8_0"), gguf.path, force=True)
+        for _ in range(2):
+            export_table(plan, tmp_path / "again", force=True)
+            export_table(plan_export([stored], to="raw"), tmp_path / "again", force=True)
+            export_table(plan_export([stored], to="gguf-q8_0", codec="q8_0"), tmp_path / "again.gguf", force=True)

@@ -40,6 +40,10 @@ COMMAND = "engram build-table"
 _JOURNAL_NAME = "journal"
 _GROWING_NAME = "table"
 _RANK_NAME = re.compile(r"rank-\d+-of-\d+")
+# What lies in a table of any version; `--force` removes nothing else.
+_OURS = re.compile(
+    rf"{re.escape(MANIFEST_NAME)}|{re.escape(VOCABULARY_NAME)}|layer-\d+(/[\w-]+-\d+-of-\d+\.safetensors)?"
+)
 
 
 def rank_name(rank: int, n_ranks: int) -> str:
@@ -418,6 +422,13 @@ def _refuse_foreign(path: Path) -> None:
             f"{path}: found something that is no table ({MANIFEST_NAME} is not in it), expected one to replace; "
             "remove it yourself or choose another name"
         )
+    for table in (path,) if _is_table(path) else sorted(path.iterdir()):
+        for entry in sorted(table.rglob("*")):
+            if _OURS.fullmatch(str(entry.relative_to(table))) is None or entry.is_symlink():
+                raise InvalidInput(
+                    f"{entry}: found in the table that would be replaced, expected its own files alone; move it away, "
+                    "or choose another name"
+                )
 
 
 def _is_table(path: Path) -> bool:

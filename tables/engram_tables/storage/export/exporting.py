@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from engram_tables.errors import CapacityError, InvalidInput, SpecMismatch
 from engram_tables.files import fsync_directory, new_directory, new_file, refuse_existing
-from engram_tables.safetensors_file import INDEX_NAME
 from engram_tables.storage.codecs import FP8_SCALAR, Codec, get_codec
 from engram_tables.storage.export.placed_files import PlacedFile, Stretch
+from engram_tables.storage.export.replacing import check_directory, check_file
 from engram_tables.storage.export.source_files import GGUF, source_files
 from engram_tables.storage.export.targets import TARGETS, Form, Rows, files_of
 from engram_tables.storage.ranks import check_ranks
@@ -36,7 +36,6 @@ from engram_tables.units import ProgressHook, format_bytes
 SOURCE = "source"
 TARGET_NAMES = (SOURCE, *TARGETS)
 _TILE_BYTES = 2**21
-_SUFFIXES = (".safetensors", ".gguf", ".rows")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -374,15 +373,10 @@ def _refuse_foreign(plan: ExportPlan, output: Path) -> None:
     for table in plan.tables:
         if resolved.is_relative_to(table.path.resolve()) or table.path.resolve().is_relative_to(resolved):
             raise InvalidInput(f"{output}: is or holds the table {table.path}, expected another place; choose one")
-    if not output.is_dir() or plan.is_file:
-        return
-    names = {file.name for file in plan.files} | {INDEX_NAME}
-    for entry in sorted(output.iterdir()):
-        if entry.name not in names and (entry.suffix not in _SUFFIXES or not entry.is_file()):
-            raise InvalidInput(
-                f"{entry}: found in the directory that --force would remove, expected an export alone; remove it "
-                "yourself or choose another name"
-            )
+    if output.is_dir() and not plan.is_file:
+        check_directory(output, {file.name for file in plan.files})
+    elif output.is_file() and plan.is_file:
+        check_file(output)
 
 
 def _check_room(plan: ExportPlan, parent: Path) -> None:

@@ -55,6 +55,11 @@ def gguf_files(place: ByteFile | Folder) -> list[ByteFile]:
     return [folder.open(f"{stem}-{number:05d}-of-{part[2]}.gguf") for number in range(1, n_parts + 1)]
 
 
+def is_gguf_table(name: str) -> bool:
+    """Whether a tensor of this name holds rows of a table."""
+    return _TABLE.search(name) is not None
+
+
 def gguf_source(
     where: str, files: Sequence[ByteFile], *, spec: AddressSpec, layers: Sequence[int] | None, opaque: bool
 ) -> Source:

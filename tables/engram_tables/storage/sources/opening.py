@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from engram_tables.address.spec import AddressSpec
 from engram_tables.address.vocabulary import Vocabulary
 from engram_tables.byte_files import ByteFile, Folder, LocalFile, LocalFolder, is_url, open_place
 from engram_tables.errors import InvalidInput
-from engram_tables.safetensors_file import SafetensorsHeader, checkpoint_headers, checkpoint_names
+from engram_tables.safetensors_file import checkpoint_headers, checkpoint_names
 from engram_tables.storage.extents import Part
 from engram_tables.storage.row_files import RowFile, RowFiles
+from engram_tables.storage.sources.addressing import (
+    agreed_spec,
+    findings_of_gguf,
+    has_config,
+    spec_of_config,
+    spec_of_gguf,
+    spec_of_tensors,
+)
 from engram_tables.storage.sources.gguf import gguf_files, gguf_source
 from engram_tables.storage.sources.links import check_links
 from engram_tables.storage.sources.mlx_vlm import STORE_NAME, mlx_vlm_source
@@ -21,8 +30,6 @@ from engram_tables.storage.sources.safetensors_tables import safetensors_source
 from engram_tables.storage.sources.source import Source
 
 __all__ = ["RawGeometry", "SourceRows", "open_rows", "open_source"]
-
-_CONFIG_NAME = "config.json"
 
 
 def open_source(
@@ -46,7 +53,8 @@ def open_source(
         raw rows; as a path, a URL or opened already. A directory must hold every row; a file that is named may hold a
         part of them.
     spec
-        The addressing; by default what the source's own config, arrays and metadata say.
+        The addressing; by default what the source's own config, arrays and metadata say, which a given one must not
+        contradict.
     config, vocabulary, eos
         As for `spec_from_checkpoint`.
     layers
@@ -74,21 +82,41 @@ def open_source(
             opened.append(place)
         if isinstance(place, LocalFolder):
             check_links(place.path)
+        notes: tuple[str, ...] = ()
         if raw is not None:
             source = _raw(place, raw, spec, layers)
         elif _is_gguf(place):
-            source = _gguf(place, spec, vocabulary, eos, layers, opened, opaque=opaque)
+            files = gguf_files(place)
+            opened += files
+            spec, notes = agreed_spec(
+                place.where,
+                spec,
+                lambda: spec_of_gguf(files[0], vocabulary, eos),
+                findings=lambda: findings_of_gguf(files[0], vocabulary),
+            )
+            source = gguf_source(place.where, files, spec=spec, layers=layers, opaque=opaque)
         elif isinstance(place, Folder) and _has_store(place):
-            spec = spec or _spec_of_config(place, config, vocabulary, eos)
+            folder = place
+            spec, notes = agreed_spec(
+                place.where,
+                spec,
+                lambda: spec_of_config(folder, config, vocabulary, eos),
+                is_stated=has_config(place, config),
+            )
             source = mlx_vlm_source(place, spec=spec, layers=layers, opaque=opaque, opened=opened)
         else:
             headers = checkpoint_headers(place)
             opened += [header.file for header in headers]
-            spec = spec or _spec_of_tensors(place, headers, config, vocabulary, eos)
+            spec, notes = agreed_spec(
+                place.where,
+                spec,
+                lambda: spec_of_tensors(place, headers, config, vocabulary, eos),
+                is_stated=has_config(place, config),
+            )
             source = safetensors_source(place, headers, spec=spec, layers=layers, opaque=opaque)
         stack.pop_all()
     _close_all(opened, {id(where), *map(id, source.files)})
-    return source
+    return replace(source, notes=(*source.notes, *notes)) if notes else source
 
 
 class SourceRows(RowFiles):
@@ -166,42 +194,3 @@ def _raw(place: ByteFile | Folder, raw: RawGeometry, spec: AddressSpec | None, l
             f"{place.where}: found layers {list(layers)}, expected the one of the geometry; leave them out"
         )
     return raw_source(place, raw, spec)
-
-
-def _gguf(
-    place: ByteFile | Folder,
-    spec: AddressSpec | None,
-    vocabulary: Vocabulary | None,
-    eos: int | None,
-    layers: Sequence[int] | None,
-    opened: list[ByteFile],
-    *,
-    opaque: bool,
-) -> Source:
-    from engram_tables.address.released.checkpoints import spec_from_gguf
-
-    files = gguf_files(place)
-    opened += files
-    spec = spec or spec_from_gguf(files[0], vocabulary=vocabulary, eos=eos)
-    return gguf_source(place.where, files, spec=spec, layers=layers, opaque=opaque)
-
-
-def _spec_of_config(folder: Folder, config: Path | None, vocabulary: Vocabulary | None, eos: int | None) -> AddressSpec:
-    from engram_tables.address.released.configs import spec_from_config
-
-    beside = config or folder.find(_CONFIG_NAME)
-    if beside is None:
-        raise InvalidInput(f"{folder.where}: found no {_CONFIG_NAME} beside {STORE_NAME}, expected one; name it")
-    return spec_from_config(beside, vocabulary=vocabulary, eos=eos)
-
-
-def _spec_of_tensors(
-    place: ByteFile | Folder,
-    headers: Sequence[SafetensorsHeader],
-    config: Path | None,
-    vocabulary: Vocabulary | None,
-    eos: int | None,
-) -> AddressSpec:
-    from engram_tables.address.released.checkpoints import spec_from_headers
-
-    return spec_from_headers(place, headers, config=config, vocabulary=vocabulary, eos=eos)

@@ -182,6 +182,11 @@ def find_pieces(where: str, headers: Sequence[SafetensorsHeader]) -> Found | Non
     return Found(form=only.form, pieces=_in_order(where, by_stem.values()), scalars=only.scalars)
 
 
+def is_table_name(name: str) -> bool:
+    """Whether a tensor of this name is taken for a part of rows, or for a scale of theirs."""
+    return _match(name) is not None
+
+
 def layer_of(prefix: str) -> int | None:
     """The last number among the parts of the beginning of a tensor's name."""
     numbers = [part for part in prefix.split(".") if re.fullmatch(r"[0-9]{1,9}", part)]

@@ -19,6 +19,7 @@ from engram_tables.storage.sources.pieces import (
     Piece,
     Placing,
     find_pieces,
+    is_table_name,
     listed,
     looks_like_rows,
 )
@@ -77,6 +78,11 @@ def safetensors_source(
         is_whole=isinstance(place, Folder),
         notes=_notes(place, found, form, spec),
     )
+
+
+def is_table_or_constant(name: str) -> bool:
+    """Whether a tensor of this name holds rows of a table, or is kept with them."""
+    return is_table_name(name) or name.endswith(_CONSTANTS)
 
 
 def check_findings(place: ByteFile | Folder, headers: Sequence[SafetensorsHeader], spec: AddressSpec) -> None:
