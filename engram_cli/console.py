@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
@@ -32,6 +33,7 @@ class Exit(IntEnum):
 
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EFBIG)
+_RATE_SECONDS = 10.0
 _quiet = False
 _verbose = False
 
@@ -135,6 +137,14 @@ def _to_stdout(line: str | None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def spell_vocabulary(record: dict[str, Any]) -> str:
+    """The vocabulary that a table's addressing belongs to, and whether the table holds it."""
+    digest = record["vocab_sha256"]
+    if digest is None:
+        return "none stated, none inside"
+    return f"{digest} ({'inside' if record['has_vocabulary'] else 'not inside; build-table --vocab puts it there'})"
+
+
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, left: int = 1) -> None:
     """A table on stdout: the first `left` columns flush left, the others (figures) flush right."""
     from rich import box
@@ -180,11 +190,16 @@ def progress(task: str, unit: str) -> Iterator[ProgressHook]:
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         bar = bars.add_task(task, total=None, amount="")
-        started = time.monotonic()
+        # The rate is that of the last seconds: what an earlier run left is there at once, and says nothing of it.
+        seen = deque([(time.monotonic(), 0)])
 
         def update(done: int, total: int) -> None:
-            per_s = done / max(time.monotonic() - started, 1e-9)
-            amount = f"{_short(done)} of {_short(total)} {unit}, {_short(per_s)} {unit}/s"
+            now = time.monotonic()
+            seen.append((now, done))
+            while now - seen[0][0] > _RATE_SECONDS and len(seen) > 2:
+                seen.popleft()
+            per_s = (done - seen[0][1]) / max(now - seen[0][0], 1e-9)
+            amount = f"{_short(done, unit)} of {_short(total, unit)}, {_short(per_s, unit)}/s"
             bars.update(bar, completed=done, total=total, amount=amount)
 
         yield update
@@ -194,8 +209,10 @@ def _ignore(done: int, total: int) -> None:
     """The progress hook of a run that nobody watches."""
 
 
-def _short(figure: float) -> str:
-    for suffix, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+def _short(figure: float, unit: str) -> str:
+    """A figure of three digits or so: 1.2 MB, but 1.2 M tokens."""
+    gap = "" if unit == "B" else " "
+    for prefix, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if figure >= scale:
-            return f"{figure / scale:.1f} {suffix}"
-    return f"{figure:.0f}"
+            return f"{figure / scale:.1f} {prefix}{gap}{unit}"
+    return f"{figure:.0f} {unit}"

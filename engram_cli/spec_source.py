@@ -47,11 +47,11 @@ def resolve_with_vocabulary(
     if sum(source is not None for source in (preset, spec, model)) != 1:
         raise typer.BadParameter("give exactly one of --preset, --spec and --model")
     if eos is not None and model is None:
-        raise typer.BadParameter("--eos goes with --model alone: presets and specs name their boundaries")
+        raise typer.BadParameter("--eos goes only with --model: presets and specs name their boundaries")
     layer_ids = None if layers is None else parse_integers(layers)
     if model is not None:
         if layer_ids is not None:
-            raise typer.BadParameter("--layers goes with --preset alone: a model names its layers")
+            raise typer.BadParameter("--layers goes only with --preset: a model names its layers")
         return spec_from_model(model, vocabulary=vocabulary, eos=eos)
     if preset is not None and preset not in PRESETS:
         raise InvalidInput(f"preset {preset!r}: not known; the presets are {', '.join(PRESETS)}")

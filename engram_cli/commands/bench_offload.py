@@ -14,7 +14,7 @@ from engram_cli.options import Exclude, Force, Glob, JsonFlag, Threads, VocabFil
 
 
 def bench_offload(
-    table: Annotated[Path, typer.Argument(metavar="TABLE", help="A table, or a checkpoint read where it lies.")],
+    table: Annotated[str, typer.Argument(metavar="TABLE", help="A table, or a checkpoint read where it lies.")],
     corpus: Annotated[
         list[str] | None,
         typer.Option(

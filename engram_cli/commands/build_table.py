@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from engram_cli.console import emit, progress, say, show, show_table
+from engram_cli.console import emit, progress, say, show, show_table, spell_vocabulary
 from engram_cli.options import (
     DryRun,
     Eos,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from engram_tables.storage.ranks import Rank
     from engram_tables.storage.sides import Side
     from engram_tables.storage.writer import BuildReport, TablePlan
+    from engram_tables.units import ProgressHook, Stage
 
 
 def build_table(
@@ -72,7 +74,7 @@ def build_table(
         typer.Option(
             "--layers",
             metavar="IDS",
-            help="With --from: take these layers alone. Else layer ids for a preset whose ids are not certain: 1,15.",
+            help="With --from: take only these layers. Else layer ids for a preset whose ids are not certain: 1,15.",
         ),
     ] = None,
     vocab: VocabFile = None,
@@ -103,7 +105,7 @@ def build_table(
         ),
     ] = None,
     by: Annotated[
-        str | None, typer.Option("--by", metavar="head|rows|layer", help="What --ranks divides; head by default.")
+        str | None, typer.Option("--by", metavar="head|rows|layer", help="Along what --ranks divides; head by default.")
     ] = None,
     rank: Annotated[
         int | None, typer.Option("--rank", metavar="K", min=0, help="With --ranks: this rank's table alone, as DIR.")
@@ -148,7 +150,7 @@ def build_table(
       engram build-table --from rows.bin --raw codec=bf16,first-byte=4096 --spec my.json -o my-table
     """
     from engram_tables.storage.writer import build_tables
-    from engram_tables.units import parse_bytes
+    from engram_tables.units import format_bytes, parse_bytes
 
     fresh_only = {"--init": init, "--seed": seed, "--std": std, "--row-width": row_width}
     source_only = {
@@ -157,11 +159,13 @@ def build_table(
     }  # fmt: skip
     for name, value in (source_only if source is None else fresh_only).items():
         if value is not None:
-            raise typer.BadParameter(f"{name} goes {'with' if source is None else 'without'} --from alone")
+            raise typer.BadParameter(f"{name} goes only {'with' if source is None else 'without'} --from")
     named = _NamedSpec(preset=preset, spec=spec, model=model, eos=eos, vocab=vocab)
     with ExitStack() as stack:
         side = None
         if source is None:
+            if not named.is_given:
+                raise typer.BadParameter("give --from and a released table, or one of --preset, --spec and --model")
             if codec is None:
                 raise typer.BadParameter("give --codec, or --from and a released table")
             fresh = _plan_fresh(
@@ -180,19 +184,33 @@ def build_table(
                 say(f"note: {note}")
         memory_bytes = parse_bytes(memory)
         report = None
-        if not dry_run:
+        _note_empty(plans, output)
+
+        def show_plans() -> None:
+            if not json:
+                _print_plans(_records(plans, output, side, None), dry_run=dry_run)
+
+        if dry_run:
+            show_plans()
+        else:
             report = build_tables(
-                plans, output, force=force, restart=restart, threads=threads, memory_bytes=memory_bytes, stage=progress
+                plans,
+                output,
+                force=force,
+                restart=restart,
+                threads=threads,
+                memory_bytes=memory_bytes,
+                stage=_after(show_plans),
             )
         records = _records(plans, output, side, report)
     for record in records:
         if json:
             emit(record)
-        else:
-            _print(record)
+        elif record["fidelity"] is not None:
+            _print_fidelity(record["fidelity"])
     if report is not None:
         reused = f", {report.n_blocks_reused:,} blocks of an earlier run" if report.n_blocks_reused else ""
-        say(f"wrote {output}, {sum(plan.total_bytes for plan in plans.values()):,} bytes{reused}")
+        say(f"wrote {output}, {format_bytes(sum(plan.total_bytes for plan in plans.values()))}{reused}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,7 +270,7 @@ def _open(
         eos = named.eos if named.model is not None else None
         spec = resolve_spec(preset=named.preset, spec=named.spec, model=named.model, eos=eos, vocab=named.vocab)
     if find_table(where, revision=revision) is not None:
-        side = open_side(where, Opening(revision=revision))
+        side = open_side(where, Opening(revision=revision, is_checked=True))
         if spec is not None and spec.fingerprint != side.spec.fingerprint:
             side.close()
             raise InvalidInput(
@@ -291,7 +309,7 @@ def _plan_repack(stack: ExitStack, side: Side, named: _NamedSpec, wanted: _Wante
         "origin": side.manifest,
     }
     if wanted.ranks is None and (wanted.rank is not None or wanted.by is not None):
-        raise typer.BadParameter("--rank and --by go with --ranks alone")
+        raise typer.BadParameter("--rank and --by go only with --ranks")
     by = wanted.by or "head"
     if wanted.ranks is not None and wanted.rank is None:
         return plan_ranks(side.source, by=by, n_ranks=wanted.ranks, **options)
@@ -334,6 +352,7 @@ def _record(
         "spec": manifest.spec.name,
         "fingerprint": manifest.spec.fingerprint,
         "vocab_sha256": manifest.spec.vocab_sha256,
+        "has_vocabulary": manifest.vocabulary is not None,
         "codec": manifest.codec,
         "codec_scale": manifest.codec_scale,
         "layout": manifest.layout,
@@ -405,13 +424,63 @@ def _tally_record(tally: Tally) -> dict[str, Any]:
     }
 
 
-def _print(record: dict[str, Any]) -> None:
+def _after(tell: Callable[[], None]) -> Stage:
+    """The progress of a build that tells its plan once, when nothing has refused it and before the work."""
+    is_told = False
+
+    def stage(task: str, unit: str) -> AbstractContextManager[ProgressHook]:
+        nonlocal is_told
+        if not is_told:
+            is_told = True
+            tell()
+        return progress(task, unit)
+
+    return stage
+
+
+def _note_empty(plans: dict[str, TablePlan], output: Path) -> None:
+    """Say which ranks have nothing to do: more ranks than there is to divide."""
+    empty = [str(output / name) for name, plan in plans.items() if not plan.n_rows]
+    if empty:
+        say(f"note: no rows in {', '.join(empty)}; fewer ranks, or another --by, leave none empty")
+
+
+def _print_plans(records: list[dict[str, Any]], *, dry_run: bool) -> None:
+    """The plan of a table; of all ranks what they have in common, a line each, and the sum."""
+    planned = " (planned, nothing is written)" if dry_run else ""
+    if len(records) == 1:
+        _print(records[0], planned)
+        return
     from engram_tables.units import format_bytes
 
-    show(f"table         {record['path']}{' (planned, nothing is written)' if record['dry_run'] else ''}")
+    _print_stored(records[0], sum(record["n_rows"] for record in records))
+    ranks = [
+        (record["path"], f"{record['n_rows']:,}", len(record["files"]), f"{record['total_bytes']:,}")
+        for record in records
+    ]
+    show_table(f"Ranks by {records[0]['rank']['by']}{planned}", ("table", "rows", "files", "bytes"), ranks)
+    n_files = sum(len(record["files"]) for record in records)
+    show(f"in all        {format_bytes(sum(record['total_bytes'] for record in records))} in {n_files} files")
+
+
+def _print(record: dict[str, Any], planned: str) -> None:
+    from engram_tables.units import format_bytes
+
+    show(f"table         {record['path']}{planned}")
+    _print_stored(record, record["n_rows"])
+    if record["rank"] is not None:
+        show("rank          {rank} of {n_ranks} by {by}".format(**record["rank"]))
+    for owned in record["owned"] or ():
+        show(f"owns          layer {owned['layer_id']}, rows {int(owned['start']):,} to {int(owned['stop']) - 1:,}")
+    show(f"in all        {format_bytes(record['total_bytes'])} in {len(record['files'])} files")
+    files = [(file["path"], f"{file['file_bytes']:,}") for file in record["files"]]
+    show_table("", ("file", "bytes"), files)
+
+
+def _print_stored(record: dict[str, Any], n_rows: int) -> None:
     show(f"spec          {record['spec']}, fingerprint {record['fingerprint']}")
-    show(f"vocabulary    {record['vocab_sha256'] or 'none'}")
-    show(f"rows          {record['n_rows']:,} of {record['row_width']} values, {record['row_bytes']} bytes each")
+    show(f"vocabulary    {spell_vocabulary(record)}")
+    show(f"rows          {n_rows:,} of {record['row_width']} values, {record['row_bytes']} bytes each")
     scale = "" if record["codec_scale"] is None else f" (scale {record['codec_scale']})"
     show(f"stored        {record['codec']}{scale}, layout {record['layout']}")
     if record["source"] is not None:
@@ -422,15 +491,6 @@ def _print(record: dict[str, Any]) -> None:
         )
     if record["init"] is not None:
         show(f"first values  {', '.join(f'{key} {value}' for key, value in record['init'].items())}")
-    if record["rank"] is not None:
-        show("rank          {rank} of {n_ranks} by {by}".format(**record["rank"]))
-    for owned in record["owned"] or ():
-        show(f"owns          layer {owned['layer_id']}, rows {int(owned['start']):,} to {int(owned['stop']) - 1:,}")
-    show(f"in all        {format_bytes(record['total_bytes'])} in {len(record['files'])} files")
-    files = [(file["path"], f"{file['file_bytes']:,}") for file in record["files"]]
-    show_table("", ("file", "bytes"), files)
-    if record["fidelity"] is not None:
-        _print_fidelity(record["fidelity"])
 
 
 def _print_fidelity(groups: list[dict[str, Any]]) -> None:

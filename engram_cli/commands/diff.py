@@ -105,9 +105,12 @@ def _stop(report: DiffReport) -> None:
     n_headers = sum(found.matters for found in report.headers)
     n_rows, n_compared = (0, 0) if report.rows is None else (report.rows.n_rows_different, report.rows.n_rows_compared)
     n_one_sided = sum(span.stop_row - span.start_row for span in report.one_sided)
+    found = [f"{n_headers} header entries that differ"] if n_headers else []
+    found += [f"{n_rows} of {n_compared} rows compared that differ"] if n_rows else []
+    found += [f"{n_one_sided} rows on one side only"] if n_one_sided else []
     check_found(
-        f"{report.a.where} and {report.b.where}: {n_headers} header entries and {n_rows} of {n_compared} rows compared "
-        f"differ, {n_one_sided} rows are on one side alone; expected nothing; was one of them changed or re-encoded?"
+        f"{report.a.where} and {report.b.where}: found {', '.join(found)}, expected equal tables; was one of them "
+        "changed or re-encoded?"
     )
 
 
@@ -116,10 +119,17 @@ def _show(report: DiffReport) -> None:
         borrowed = "" if side.states_spec else "; addressing taken from the other side"
         for note in side.notes:
             say(note)
-        show(f"{name}  {side.where} ({side.kind}, {side.form}, {side.codec}, {side.n_rows:,} rows{borrowed})")
+        kind = side.kind if side.kind == side.form else f"{side.kind}, {side.form}"
+        show(f"{name}  {side.where} ({kind}, {side.codec}, {side.n_rows:,} rows{borrowed})")
     if report.headers:
         lines = [(found.what, _short(found.a), _short(found.b)) for found in report.headers]
-        show_table("Headers that differ", ("entry", "A", "B"), lines, left=3)
+        of_rows = any(found.matters for found in report.headers)
+        show_table(
+            "Headers that differ" if of_rows else "Stored otherwise, which is no difference",
+            ("entry", "A", "B"),
+            lines,
+            left=3,
+        )
     else:
         show("headers  equal")
     for span in report.one_sided[:_SHOWN_SPANS]:
@@ -141,7 +151,7 @@ def _show_rows(rows: RowsReport) -> None:
             owner(group.order),
             owner(group.head),
             f"{group.n_rows_different:,} of {group.n_rows_compared:,}",
-            ", ".join(map(str, group.first_rows[:4])),
+            ", ".join(f"{row:,}" for row in group.first_rows[:4]),
             " ".join(f"{part.part} {part.n_rows_different:,}" for part in group.parts),
             _figure(group.max_abs),
             _figure(group.relative_rms),

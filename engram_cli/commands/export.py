@@ -17,10 +17,14 @@ if TYPE_CHECKING:
 
 def export(
     tables: Annotated[
-        list[Path], typer.Argument(metavar="TABLE...", help="A table's directory, or those of all ranks.")
+        list[Path],
+        typer.Argument(metavar="TABLE...", help="A table's directory; those of all ranks, or the one that holds them."),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="PATH", help="Directory of the files, or the file of a gguf form.")
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="PATH", help="Directory of the files; the file itself with --to gguf-…."
+        ),
     ],
     to: Annotated[
         str | None,
@@ -62,28 +66,33 @@ def export(
       engram export ./table --to raw --row-stride 512 -o ./rows
       engram export rank-*/ --to qwen --codec bf16 -o ./checkpoint --dry-run
     """
+    from engram_tables.files import refuse_existing
     from engram_tables.storage.export.exporting import export_table, plan_export
     from engram_tables.storage.export.targets import Form
+    from engram_tables.storage.ranks import with_ranks
     from engram_tables.storage.reader import StoredTable
-    from engram_tables.units import parse_bytes
+    from engram_tables.units import format_bytes, parse_bytes
 
     form = Form(n_parts=parts, file_bytes=parse_bytes(file_bytes), row_stride=row_stride)
     with ExitStack() as opened:
         held = []
-        for path in tables:
+        for path in with_ranks(tables):
             held.append(StoredTable(path))
             opened.callback(held[-1].close)
         plan = plan_export(held, to=to, codec=codec, form=form)
+        record = _record(plan, output, dry_run=dry_run)
+        if not dry_run:
+            refuse_existing(output, force=force)
+        # What is to be written is known before an hour of copying; the record says that it is there.
+        if not json:
+            _print(record)
         if not dry_run:
             with progress("exporting", "B") as hook:
                 export_table(plan, output, force=force, threads=threads, progress=hook)
-        record = _record(plan, output, dry_run=dry_run)
     if json:
         emit(record)
-    else:
-        _print(record)
     if not dry_run:
-        say(f"wrote {output}, {plan.total_bytes:,} bytes")
+        say(f"wrote {output}, {format_bytes(plan.total_bytes)}")
 
 
 def _record(plan: ExportPlan, output: Path, *, dry_run: bool) -> dict[str, Any]:
@@ -127,8 +136,8 @@ def _print(record: dict[str, Any]) -> None:
     if record["left_out"]:
         show(f"without  {record['left_out']} tensors of the source's files that held no rows")
     tensors = [
-        (file["path"], f"{file['file_bytes']:,}", t["name"], t["dtype"], " × ".join(f"{n:,}" for n in t["shape"]))
+        (file["path"], t["name"], t["dtype"], " × ".join(f"{n:,}" for n in t["shape"]), f"{t['n_bytes']:,}")
         for file in record["files"]
-        for t in file["tensors"] or [{"name": "", "dtype": "", "shape": []}]
+        for t in file["tensors"] or [{"name": "rows", "dtype": "", "shape": [], "n_bytes": file["file_bytes"]}]
     ]
-    show_table("", ("file", "bytes", "tensor", "dtype", "shape"), tensors)
+    show_table("", ("file", "tensor", "dtype", "shape", "bytes"), tensors, left=3)

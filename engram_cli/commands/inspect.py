@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from engram_cli.console import check_found, emit, say, show, show_table
+from engram_cli.console import check_found, emit, say, show, show_table, spell_vocabulary
 from engram_cli.options import Eos, JsonFlag, Opaque, RawRows, Revision, SpecFile, VocabFile
 from engram_cli.raw_rows import parse_raw_rows
 from engram_tables.errors import InvalidInput
@@ -18,7 +18,9 @@ from engram_tables.units import format_bytes, parse_integers
 if TYPE_CHECKING:
     from engram_tables.inspect.ngram import NgramView, RowView, TokenView
 
-TablePath = Annotated[Path, typer.Argument(metavar="TABLE", help="The table's directory.")]
+TablePath = Annotated[
+    str, typer.Argument(metavar="TABLE", help="A table's directory, or a checkpoint read where it lies.")
+]
 
 
 def inspect_ngram(
@@ -147,7 +149,7 @@ def inspect_table(table: TablePath, json: JsonFlag = False) -> None:
         return
     show(f"name            {facts['name']} ({facts['provenance']})")
     show(f"fingerprint     {facts['fingerprint']}")
-    show(f"vocabulary      {facts['vocab_sha256'] or 'none inside'}")
+    show(f"vocabulary      {spell_vocabulary(facts)}")
     if not facts["has_digests"]:
         show(f"digests         none: a checkpoint ({facts['form']}) as it lies; `engram build-table` makes them")
     show(f"orders          {', '.join(map(str, facts['orders']))}, heads {', '.join(map(str, facts['heads']))}")
@@ -289,7 +291,10 @@ def _show_header(record: dict[str, Any]) -> None:
     show(f"where        {record['where']}")
     show(f"read         {record['bytes_read']:,} bytes in {record['n_reads']} reads; its files hold {n_bytes:,}")
     if record["spec"] is None:
-        show(f"rows         none known: {record['difference'] or record['problem']}")
+        if record["agrees"] is False:
+            show("agrees       no: what the tensors say contradicts the addressing")
+        else:
+            show(f"rows         none known: {record['problem']}")
     else:
         spec = record["spec"]
         layout = "" if record["layout"] is None else f", layout {record['layout']}"
@@ -299,7 +304,13 @@ def _show_header(record: dict[str, Any]) -> None:
         show(f"a row is     {parts}")
         show(f"addressing   {spec['name']} ({spec['provenance']})")
         show(f"fingerprint  {spec['fingerprint']}")
-        show("agrees       yes: what the tensors say is what the addressing derives")
+        here = sum(layer["n_rows_here"] for layer in record["layers"]) * record["row_bytes"]
+        whole = sum(layer["n_rows"] for layer in record["layers"]) * record["row_bytes"]
+        show(f"all rows     {format_bytes(whole)}{'' if here == whole else f', {format_bytes(here)} of them here'}")
+        if record["container"] == "raw":
+            show("agrees       as told: rows without a container say nothing of their addressing")
+        else:
+            show("agrees       yes: what the tensors say is what the addressing derives")
     for note in record["notes"]:
         show(f"note         {note}")
     if record["n_left_out"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,7 +25,8 @@ def verify(
         list[Path],
         typer.Argument(
             metavar="TABLE",
-            help="Directories of tables, token stores or counts; of a table's ranks, all of them.",
+            help="Directories of tables, token stores or counts; of a table's ranks, all of them or the directory "
+            "that holds them.",
             show_default=False,
         ),
     ],
@@ -66,13 +68,15 @@ def verify(
       engram verify counts
     """
     from engram_tables.byte_files import is_url
+    from engram_tables.storage.ranks import with_ranks
 
     if sample is not None and full:
         raise typer.BadParameter("give --sample or --full, not both")
     if against is None and (revision is not None or raw is not None or opaque):
-        raise typer.BadParameter("--revision, --raw and --opaque go with --against alone")
+        raise typer.BadParameter("--revision, --raw and --opaque go only with --against")
     if against is not None and is_url(against) and sample is None and not full:
         raise InvalidInput(f"{against}: found a URL to compare with, expected --sample N or --full as well; choose one")
+    tables = with_ranks(tables)
     kinds = [_corpus_kind(path) for path in tables]
     found = []
     for path, kind in zip(tables, kinds, strict=True):
@@ -220,14 +224,33 @@ def _findings(report: VerifyReport) -> list[str]:
             n_missing = sum(span.stop_row - span.start_row for span in table.against.missing)
             found.append(
                 f"{table.path}: {rows.n_rows_different} of {rows.n_rows_compared} rows differ from those of "
-                f"{table.against.where}, and {n_missing} are not there; build the table again, or name its own source"
+                f"{table.against.where}{f', and {n_missing} are not there' if n_missing else ''}; build the table "
+                "again, or name its own source"
             )
     if report.ranks is not None and not report.ranks.is_complete:
-        found.append(
-            f"ranks: {len(report.ranks.unlike)} entries differ between the tables, and {len(report.ranks.rows)} ranges "
-            "of rows are in none or in several of them, expected every row in exactly one; give every rank of one table"
-        )
+        found.append(_rank_finding(report, report.ranks))
     return found
+
+
+def _rank_finding(report: VerifyReport, ranks: RanksReport) -> str:
+    """Which ranks are missing or there twice, where the tables are ranks of one; else what differs."""
+    named = [table.rank for table in report.tables if table.rank is not None]
+    if not ranks.unlike and len(named) == len(report.tables):
+        n_ranks = named[0].n_ranks
+        times = Counter(rank.rank for rank in named)
+        wrong = [
+            f"{what} {', '.join(map(str, which))} of {n_ranks}"
+            for what, which in (
+                ("no rank", [rank for rank in range(n_ranks) if rank not in times]),
+                ("more than once rank", [rank for rank, n_times in sorted(times.items()) if n_times > 1]),
+            )
+            if which
+        ]
+        if wrong:
+            return f"ranks: found {', '.join(wrong)}, expected each once; give every rank of the table"
+    found = [f"{len(ranks.unlike)} entries that differ between the tables"] if ranks.unlike else []
+    found += [f"{len(ranks.rows)} ranges of rows in none or in several of them"] if ranks.rows else []
+    return f"ranks: found {' and '.join(found)}, expected every row in exactly one; give every rank of one table"
 
 
 def _corpus_kind(path: Path) -> str | None:

@@ -67,10 +67,13 @@ class Folder(Protocol):
     ----------
     name, where
         As for `ByteFile`.
+    local_path
+        Where it is on this machine, whatever wraps it; None behind a URL.
     """
 
     name: str
     where: str
+    local_path: Path | None
 
     def names(self) -> list[str]:
         """Names of the files directly in it, sorted; `InvalidInput` where a server lists none."""
@@ -149,6 +152,7 @@ class LocalFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.local_path: Path | None = path
         self.name = path.absolute().name
         self.where = str(path)
 
@@ -199,6 +203,8 @@ def open_place(where: str | Path, *, revision: str | None = None) -> ByteFile | 
     BackendUnavailable
         The package that the URL's protocol needs is missing.
     """
+    if not str(where):
+        raise InvalidInput("path: found an empty one, expected a file, a directory or a URL; name it")
     if is_url(str(where)):
         from engram_tables.remote import open_remote
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from html.parser import HTMLParser
+from pathlib import Path
 from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
 
 import aiohttp
@@ -193,6 +194,7 @@ class HttpFolder:
         parts = urlsplit(url)
         self.url = urlunsplit(parts._replace(path=parts.path.rstrip("/") + "/", fragment=""))
         self.where, self.name = shown(self.url), _name(self.url.rstrip("/"))
+        self.local_path: Path | None = None
 
     def names(self) -> list[str]:
         """See `Folder`: those that its page links to, where the server makes one."""

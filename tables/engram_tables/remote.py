@@ -307,6 +307,7 @@ class RemoteFolder:
     def __init__(self, filesystem: RemoteFilesystem, path: str) -> None:
         self.filesystem, self.path = filesystem, path.rstrip("/")
         self.where, self.name = _shown(filesystem, path), self.path.rpartition("/")[2]
+        self.local_path: Path | None = None
 
     def names(self) -> list[str]:
         """See `Folder`."""

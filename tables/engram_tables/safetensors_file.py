@@ -233,8 +233,14 @@ def _read_header(file: ByteFile) -> bytes:
             f"{file.where}: found a Git LFS pointer, expected the file itself; fetch it with git lfs pull"
         )
     if len(first) < 8 or not 2 <= n_header <= file.file_bytes - 8:
-        found = f"a header of {n_header} bytes in a file of {file.file_bytes}"
-        raise _invalid(file.where, found, "2 bytes to the file's end")
+        if len(first) == 8 and n_header <= _MAX_HEADER_BYTES:
+            found = f"a header of {n_header} bytes in a file of {file.file_bytes}"
+            raise _invalid(file.where, found, f"2 to {max(file.file_bytes - 8, 2)}")
+        raise InvalidInput(
+            f"{file.where}: found no safetensors header at its start ({first!r} would be a header of {n_header} bytes "
+            f"in a file of {file.file_bytes}), expected its length; name a .safetensors or .gguf, the directory of the "
+            "checkpoint, or the geometry of raw rows"
+        )
     if n_header > _MAX_HEADER_BYTES:
         raise _invalid(file.where, f"a header of {n_header} bytes", f"{_MAX_HEADER_BYTES} at most")
     return file.read(8, n_header)

@@ -201,6 +201,8 @@ def _refuse_other_plan(path: Path, plan: dict[str, Any]) -> None:
     if not found:
         raise InvalidInput(f"{path / PLAN_NAME}: cannot be read as a plan; begin anew with --restart")
     differing = sorted(key for key in {*found, *plan} if found.get(key) != plan.get(key))
+    # A digest of everything differs with each of its entries, which say more.
+    differing = [key for key in differing if not key.endswith("_sha256")] or differing
     if differing:
         what = "; ".join(_difference(key, found.get(key), plan.get(key)) for key in differing)
         raise InvalidInput(
@@ -215,6 +217,15 @@ def _difference(key: str, found: Any, wanted: Any) -> str:
         return ", ".join(f"{name} was {found.get(name)!r}, now {wanted.get(name)!r}" for name in keys)
     if isinstance(found, list) and isinstance(wanted, list):
         changed = [item for item in wanted if item not in found] or [item for item in found if item not in wanted]
-        first = f", first {changed[0][0]}" if changed and isinstance(changed[0], list) else ""
+        first = f", first {_changed(changed[0], found)}" if changed and isinstance(changed[0], list) else ""
         return f"{key}: {len(found):,} then, {len(wanted):,} now{first}"
     return f"{key} was {found!r}, now {wanted!r}"
+
+
+def _changed(item: list[Any], found: list[Any]) -> str:
+    """An item's name; and what of it changed, where the earlier run had one of this name."""
+    name, facts = item[0], item[-1]
+    before = next((other[-1] for other in found if isinstance(other, list) and other[0] == name), None)
+    if not isinstance(facts, dict) or not isinstance(before, dict) or before == facts:
+        return str(name)
+    return f"{name} ({_difference('', before, facts)})"

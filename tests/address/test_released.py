@@ -109,7 +109,7 @@ def changed_array(suffix: str, place: int) -> dict[str, Any]:
         ({"seed": 1235}, {}, "multipliers 23703573157769"),
         ({"vocab_size": 248_321}, {}, "multipliers 23703573157769"),
         ({"ngram_vocab_size_base": 20_000_004}, {}, "20000003 as number 0 .* 20000023"),
-        ({"ple_layer_ids": [3]}, {}, "layer 1, config.json has layers 2"),
+        ({"ple_layer_ids": [3]}, {}, "found layer 1, the spec .* has layers 2"),
         ({"make_ngram_vocab_size_divisible_by": 131_072}, {}, "rows 320001536, .* says 320077824"),
         ({"ple_embed_dim": 5120}, {}, "values a row 160, .* says 320"),
     ],

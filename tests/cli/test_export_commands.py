@@ -76,13 +76,15 @@ def test_a_contradiction_ends_with_6(engram: Engram, tiny_table: Path, tiny_voca
     assert engram("export", tiny_table, "--to", "deepseek", "-o", "out").code == 0
     fits = engram("inspect", "header", "out", "--spec", tiny_table.parent / "spec.json")
     assert fits.code == 0, fits.err
+    assert "all rows     " in fits.out
     other = engram("spec", "make", "--vocab", tiny_vocab_file, "--rows-per-head", "89", "--heads", "2",
                    "--row-width", "32", "--pad-token", "0", "--layers", "1,3", "-o", "other.json")  # fmt: skip
     assert other.code == 0, other.err
     ran = engram("inspect", "header", "out", "--spec", "other.json")
     assert ran.code == 6
     assert "check failed" in ran.err
-    assert "rows         none known" in ran.out
+    assert "agrees       no" in ran.out
+    assert ("the spec other says" in ran.err, "other" in ran.out) == (True, False)
 
 
 def test_raw_rows_are_inspected_with_their_geometry(engram: Engram, tiny_table: Path) -> None:
@@ -92,3 +94,33 @@ def test_raw_rows_are_inspected_with_their_geometry(engram: Engram, tiny_table: 
     assert ran.code == 0, ran.err
     (record,) = ran.records()
     assert record["rows"][0]["parts"][0]["offset"] == 5 * 256
+
+
+def test_what_a_table_says_of_its_vocabulary(engram: Engram, tiny_table: Path) -> None:
+    ran = engram("inspect", "table", tiny_table)
+    assert " (inside)" in ran.out
+    ran = engram("build-table", "--from", tiny_table, "--dry-run", "-o", "t")
+    assert " (inside)" in ran.out
+    spec = ("--spec", tiny_table.parent / "spec.json", "--codec", "f32")
+    ran = engram("build-table", *spec, "-o", "without")
+    assert "(not inside; build-table --vocab puts it there)" in ran.out
+    (record,) = engram("inspect", "table", "without", "--json").records()
+    (built,) = engram("build-table", *spec, "-o", "without", "--dry-run", "--json").records()
+    for key in ("vocab_sha256", "has_vocabulary"):
+        assert record[key] == built[key]
+    assert (record["vocab_sha256"] is not None, record["has_vocabulary"]) == (True, False)
+
+
+def test_ranks_are_planned_in_one_table_and_verified_by_their_directory(engram: Engram, tiny_table: Path) -> None:
+    ran = engram("build-table", "--from", tiny_table, "--ranks", "3", "--by", "layer", "-o", "ranks")
+    assert ran.code == 0, ran.err
+    assert ran.out.count("fingerprint") == 1
+    for text in ("Ranks by layer", "ranks/rank-2-of-3", "in all  "):
+        assert text in ran.out
+    assert "note: no rows in ranks/rank-2-of-3" in ran.err
+    ran = engram("verify", "ranks")
+    assert (ran.code, "every row is in exactly one" in ran.out) == (0, True)
+    assert engram("export", "ranks", "--to", "deepseek", "-o", "out").code == 0
+    ran = engram("verify", "ranks/rank-0-of-3", "ranks/rank-0-of-3")
+    assert ran.code == 6
+    assert "found no rank 1, 2 of 3, more than once rank 0 of 3, expected each once" in ran.err

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from engram_cli.app import app
 from engram_tables.address.spec import Addresses
+from engram_tables.errors import InvalidInput
 from engram_tables.fetch.table import open_table
 from engram_tables.inspect.table import inspect_table
 from engram_tables.measure import bench as bench_module
@@ -148,3 +149,15 @@ def test_rows_that_no_codec_reads_are_inspected(tmp_path: Path) -> None:
     made = MAKERS["qwen-nvfp4"](tmp_path / "checkpoint")
     with open_table(made.path) as table:
         assert inspect_table(table)["codec"] == made.codec
+
+
+def test_a_part_of_a_table_is_not_measured_as_a_whole(planar: Made, tmp_path: Path) -> None:
+    with closing(open_source(planar.path)) as source:
+        build_table(plan_repack(source, layout="packed", layers=[source.spec.layer_ids[0]]), tmp_path / "part")
+    with pytest.raises(InvalidInput, match="found a part of the rows of layer"):
+        bench_offload(tmp_path / "part")
+
+
+def test_a_url_is_no_place_to_read_rows_from() -> None:
+    with pytest.raises(InvalidInput, match=r"^https://host/model: found a URL"):
+        open_table("https://host/model")

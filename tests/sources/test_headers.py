@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 from made_checkpoints import MAKERS, Made, make_deepseek, make_raw, write_tensors
+from made_gguf import make_gguf_deepseek
 
+from engram_tables.byte_files import LocalFile
 from engram_tables.errors import CorruptTable, InvalidInput
+from engram_tables.inspect.counted_files import CountedFile, ReadCount
 from engram_tables.inspect.header import Asked, inspect_header
 from engram_tables.storage.repack import plan_repack
 from engram_tables.storage.sources.opening import RawGeometry, open_source
@@ -157,3 +160,52 @@ def test_rows_that_are_not_there_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InvalidInput, match=r"no \.safetensors file"):
         inspect_header(tmp_path / "empty")
+
+
+def test_a_link_out_of_the_directory_is_refused_here_too(tmp_path: Path) -> None:
+    made = make_deepseek(tmp_path / "checkpoint")
+    made.files[1].rename(tmp_path / "elsewhere.safetensors")
+    made.files[1].symlink_to(tmp_path / "elsewhere.safetensors")
+    with pytest.raises(InvalidInput, match="found a link to"):
+        inspect_header(made.path)
+
+
+def test_every_byte_is_read_once(tmp_path: Path) -> None:
+    made = make_gguf_deepseek(tmp_path / "model.gguf")
+    record = inspect_header(made.path)
+    assert record["agrees"] is True
+    assert 0 < record["bytes_read"] <= made.path.stat().st_size
+    counted = ReadCount()
+    file = CountedFile(LocalFile(made.path), counted)
+    data = made.path.read_bytes()
+    reads = [(10, 20), (0, 5), (25, 10), (0, 40), (7, 0), (12, 3), (30, 20)]
+    assert [file.read(*span) for span in reads] == [data[start : start + n_bytes] for start, n_bytes in reads]
+    assert counted.bytes_read == 50
+    file.close()
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (RawGeometry(codec="fp8-e4m3-e8m0", layer_id=1), "found 16384 bytes from byte 0 on, expected records of 66"),
+        (RawGeometry(codec="fp8-e4m3-e8m0", row_stride=128), "found a geometry without a layer, expected one of 1, 3"),
+    ],
+)
+def test_what_is_wrong_with_a_geometry_is_what_is_told(raw: RawGeometry, message: str, tmp_path: Path) -> None:
+    made = make_deepseek(tmp_path / "checkpoint")
+    with closing(open_source(made.path)) as source:
+        spec = source.spec
+    file = make_raw(tmp_path / "rows.bin", made.records[1][:128], row_stride=128, first_byte=0)
+    os.truncate(file, 16384)
+    with pytest.raises(InvalidInput, match=message):
+        inspect_header(file, asked=Asked(spec=spec, raw=raw))
+    with pytest.raises(InvalidInput, match="found rows without a container"):
+        inspect_header(file, asked=Asked(raw=raw))
+
+
+def test_files_of_other_kinds_are_not_called_damaged(tmp_path: Path) -> None:
+    made = make_deepseek(tmp_path / "checkpoint")
+    with pytest.raises(InvalidInput, match=r"found no safetensors header at its start .*the directory of the checkpo"):
+        inspect_header(made.path / "config.json")
+    with pytest.raises(InvalidInput, match="path: found an empty one"):
+        inspect_header("")

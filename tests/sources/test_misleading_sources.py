@@ -155,3 +155,11 @@ def test_a_given_spec_serves_where_the_source_states_none(tmp_path: Path) -> Non
     (made.path / "config.json").unlink()
     with closing(open_source(made.path, spec=spec)) as source:
         assert source.notes == ()
+
+
+def test_scales_beside_a_table_of_gguf_are_refused(tmp_path: Path) -> None:
+    made = make_gguf_deepseek(tmp_path / "made.gguf", codec="f16")
+    data = made.path.read_bytes()
+    made.path.write_bytes(data.replace(b"blk.3.engram_embd.weight", b"blk.3.engram_embd.scales"))
+    with pytest.raises(InvalidInput, match=r"engram_embd\.scales F16"):
+        open_source(made.path)

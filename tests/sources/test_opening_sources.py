@@ -119,7 +119,7 @@ def test_layers_are_chosen(tmp_path: Path) -> None:
     with closing(open_source(made.path, layers=[3])) as source:
         assert [file.name for file in source.files] == [made.files[1].name]
         assert source.owned(1) == ()
-    with pytest.raises(SpecMismatch, match="layer 2"):
+    with pytest.raises(InvalidInput, match="layers: found 2, expected some of 1, 3"):
         open_source(made.path, layers=[2])
 
 
@@ -233,7 +233,7 @@ def test_raw_rows_are_read_by_their_geometry(stride: int, first_byte: int, tmp_p
         ({"row_bytes": 65}, "correct one of them"),
         ({"codec": None}, "without codec"),
         ({"codec": "e5m2"}, "e5m2"),
-        ({"layer_id": None}, "without a layer's number"),
+        ({"layer_id": None}, "a geometry without a layer, expected one of 1, 3"),
         ({"layer_id": 2}, "layer 2"),
         ({"row_stride": 2**70}, "row_stride"),
     ],

@@ -26,9 +26,10 @@ from engram_tables.storage.export.targets import Form
 from engram_tables.storage.ranks import Rank, owned_rows
 from engram_tables.storage.reader import StoredTable
 from engram_tables.storage.repack import plan_repack
+from engram_tables.storage.sides import open_side
 from engram_tables.storage.sources.opening import RawGeometry, open_source
 from engram_tables.storage.sources.source import closing
-from engram_tables.storage.writer import build_table
+from engram_tables.storage.writer import build_table, plan_table
 
 Records = Mapping[int, NDArray[np.uint8]]
 PACKAGE_DTYPES = {"F8_E4M3": "float8_e4m3fn", "F8_E8M0": "float8_e8m0fnu", "BF16": "bfloat16", "F16": "float16",
@@ -453,3 +454,19 @@ def test_force_removes_no_model_that_holds_more_than_its_table(tmp_path: Path) -
             export_table(plan, tmp_path / "again", force=True)
             export_table(plan_export([stored], to="raw"), tmp_path / "again", force=True)
             export_table(plan_export([stored], to="gguf-q8_0", codec="q8_0"), tmp_path / "again.gguf", force=True)
+
+
+def test_ranks_of_tables_with_other_first_values_are_not_one(tmp_path: Path) -> None:
+    for rank in (0, 1):
+        plan = plan_table(small_spec(), codec="f32", layout="packed", init="normal", seed=rank)
+        build_table(plan, tmp_path / f"whole-{rank}")
+        with open_side(tmp_path / f"whole-{rank}") as side:
+            share = Rank(by="rows", rank=rank, n_ranks=2)
+            plan = plan_repack(side.source, layout="packed", rank=share, origin=side.manifest)
+            build_table(plan, tmp_path / f"rank-{rank}")
+    with (
+        StoredTable(tmp_path / "rank-0") as one,
+        StoredTable(tmp_path / "rank-1") as other,
+        pytest.raises(SpecMismatch, match="another initialisation"),
+    ):
+        plan_export([one, other], to="raw")

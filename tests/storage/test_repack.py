@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +21,18 @@ from engram_tables.address.vocabulary import Rule, Vocabulary
 from engram_tables.corpus.counts.count_corpus import plan_count, run_count
 from engram_tables.corpus.counts.counts_store import open_counts
 from engram_tables.corpus.tokens.token_shards import write_tokens
-from engram_tables.errors import CapacityError, InvalidInput
+from engram_tables.errors import CapacityError, CorruptTable, InvalidInput, NotATable
 from engram_tables.storage.codecs import get_codec
-from engram_tables.storage.ranks import Rank, check_ranks
+from engram_tables.storage.export.exporting import export_table, plan_export
+from engram_tables.storage.ranks import Rank, check_ranks, with_ranks
 from engram_tables.storage.reader import StoredTable
 from engram_tables.storage.repack import plan_ranks, plan_repack
-from engram_tables.storage.sides import open_side
+from engram_tables.storage.sides import Opening, open_side
 from engram_tables.storage.sources.opening import RawGeometry, open_source
 from engram_tables.storage.sources.source import Source, closing
 from engram_tables.storage.verify import verify_tables
 from engram_tables.storage.writer import build_table, build_tables
+from engram_tables.units import ProgressHook
 
 SMALL = {"block_bytes": 4096, "shard_bytes": 24 * 1024}
 
@@ -170,7 +175,7 @@ def test_a_source_that_changed_in_between_or_in_the_end_is_refused(
     os.utime(made.files[0])
     with closing(open_source(made.path)) as source:
         plan = plan_repack(source, layout="packed", **SMALL)
-        with pytest.raises(InvalidInput, match=f"source_files: 2 then, 2 now, first {made.files[0].name}"):
+        with pytest.raises(InvalidInput, match=f"first {made.files[0].name} .mtime_ns was"):
             build_table(plan, tmp_path / "t")
         assert names_in(tmp_path) == ["made", "t.work"]
 
@@ -236,7 +241,7 @@ def test_bytes_that_nobody_decodes_are_copied_and_not_encoded(tmp_path: Path) ->
     made = MAKERS["qwen-nvfp4"](tmp_path / "made")
     with (
         closing(open_source(made.path, opaque=True)) as source,
-        pytest.raises(InvalidInput, match="which nobody here decodes"),
+        pytest.raises(InvalidInput, match="which no codec decodes"),
     ):
         plan_repack(source, layout="packed", codec="bf16")
 
@@ -357,3 +362,88 @@ def test_a_source_behind_a_url_is_resumed_block_by_block(tmp_path: Path) -> None
                 build_table(plan, tmp_path / "changed")
     assert tree(tmp_path / "t") == tree(tmp_path / "local")
     assert names_in(tmp_path) == ["local", "made", "t"]
+
+
+def test_damage_is_not_vouched_for_by_new_digests(tmp_path: Path) -> None:
+    """A table that is made from a damaged one would look whole for ever after."""
+    made = make_deepseek(tmp_path / "made")
+    with closing(open_source(made.path)) as source:
+        build_table(plan_repack(source, layout="packed", **SMALL), tmp_path / "table")
+    shard = tmp_path / "table" / "layer-03" / "rows-00002-of-00002.safetensors"
+    data = bytearray(shard.read_bytes())
+    data[-9000] ^= 4
+    shard.write_bytes(data)
+    block = (len(data) - 9000) // 4096
+    checked = Opening(is_checked=True)
+    with open_side(tmp_path / "table", checked) as side:
+        plan = plan_repack(side.source, layout="page", origin=side.manifest, **SMALL)
+        with pytest.raises(CorruptTable, match=rf"layer-03/rows-00002.*bytes {block * 4096} to {block * 4096 + 4095}"):
+            build_table(plan, tmp_path / "again")
+        # Blocks that are not read are not looked at.
+        plan = plan_repack(side.source, layout="page", layers=[1], origin=side.manifest, **SMALL)
+        build_table(plan, tmp_path / "first")
+    with StoredTable(tmp_path / "table") as table, pytest.raises(CorruptTable, match="the table is damaged"):
+        export_table(plan_export([table]), tmp_path / "exported")
+    assert sorted(names_in(tmp_path)) == ["again.work", "first", "made", "table"]
+
+
+def test_a_part_of_a_table_is_repacked_as_that_part(tmp_path: Path) -> None:
+    made = make_deepseek(tmp_path / "made")
+    with closing(open_source(made.path)) as source:
+        build_table(plan_repack(source, layout="packed", rank=Rank(by="head", rank=1, n_ranks=3)), tmp_path / "rank")
+        build_table(plan_repack(source, layout="packed", layers=[3], rows=(5, 50)), tmp_path / "rows")
+    for name in ("rank", "rows"):
+        with open_side(tmp_path / name) as side:
+            build_table(plan_repack(side.source, layout="page", origin=side.manifest), tmp_path / f"{name}-page")
+            with pytest.raises(InvalidInput, match="found no row"):
+                plan_repack(side.source, layout="page", rank=Rank(by="head", rank=0, n_ranks=3), origin=side.manifest)
+        with StoredTable(tmp_path / name) as old, StoredTable(tmp_path / f"{name}-page") as new:
+            assert new.manifest.owned == old.manifest.owned
+            assert new.manifest.rank == old.manifest.rank
+        assert verify_tables([tmp_path / f"{name}-page"]).is_whole
+
+
+def test_links_in_a_work_directory_are_not_followed(tmp_path: Path) -> None:
+    made = make_deepseek(tmp_path / "made")
+    with closing(open_source(made.path)) as source:
+        plan = plan_repack(source, layout="packed", **SMALL)
+        (tmp_path / "elsewhere").mkdir()
+        work = tmp_path / "table.work"
+
+        def stop(_done: int, _total: int) -> None:
+            raise KeyboardInterrupt
+
+        @contextmanager
+        def stage(_name: str, _unit: str) -> Iterator[ProgressHook]:
+            yield stop
+
+        with pytest.raises(KeyboardInterrupt):
+            build_table(plan, tmp_path / "table", threads=1, stage=stage)
+        shutil.rmtree(work / "table" / "layer-01")
+        (work / "table" / "layer-01").symlink_to(tmp_path / "elsewhere")
+        build_table(plan, tmp_path / "table")
+    assert names_in(tmp_path / "elsewhere") == []
+    assert verify_tables([tmp_path / "table"]).is_whole
+
+
+def test_what_differs_from_a_stopped_run_is_told_in_words(tmp_path: Path) -> None:
+    made = make_deepseek(tmp_path / "made")
+    with closing(open_source(made.path)) as source:
+        stop_in_the_middle(plan_repack(source, layout="packed", **SMALL), tmp_path / "t")
+        with pytest.raises(InvalidInput, match=r"another run \(codec was 'fp8-e4m3-e8m0', now 'int4-g32'; n_files was 5, now 3; total_b"):
+            build_table(plan_repack(source, layout="packed", codec="int4-g32", **SMALL), tmp_path / "t")
+        with pytest.raises(InvalidInput, match="for the whole table, expected the one of a source"):
+            plan_repack(source, layout="packed", codec="fp8-e4m3-scalar")
+
+
+def test_a_directory_of_ranks_is_no_table_and_says_what_it_holds(tmp_path: Path) -> None:
+    made = make_deepseek(tmp_path / "made")
+    with closing(open_source(made.path)) as source:
+        build_tables(plan_ranks(source, by="head", n_ranks=3, layout="packed"), tmp_path / "ranks")
+    found = r"found the tables of 3 ranks in it \(rank-0-of-3 to rank-2-of-3\).*ranks/rank-\*"
+    with pytest.raises(NotATable, match=found):
+        StoredTable(tmp_path / "ranks")
+    with pytest.raises(InvalidInput, match=found):
+        open_source(tmp_path / "ranks")
+    each = [tmp_path / "ranks" / f"rank-{rank}-of-3" for rank in range(3)]
+    assert with_ranks([tmp_path / "ranks", each[1], tmp_path / "none"]) == [*each, each[1], tmp_path / "none"]

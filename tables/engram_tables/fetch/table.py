@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from engram_tables.address.spec import Addresses, AddressSpec
 from engram_tables.address.vocabulary import Vocabulary
+from engram_tables.byte_files import is_url
 from engram_tables.errors import InvalidInput, NotATable, SpecMismatch
 from engram_tables.fetch.engines import ENGINES, Engine, GatherEngine
 from engram_tables.fetch.leases import Leases
@@ -37,6 +38,8 @@ def open_table(path: str | Path) -> Table:
     ------
     TableError
         The directory is no table and no checkpoint, or not a whole table, or not one that this version reads.
+    InvalidInput
+        A URL.
     SpecMismatch
         A checkpoint's tensors contradict its own addressing.
 
@@ -44,6 +47,11 @@ def open_table(path: str | Path) -> Table:
     -----
     A checkpoint has no digests: its bytes are served as they are.
     """
+    if is_url(str(path)):
+        raise InvalidInput(
+            f"{path}: found a URL, expected a table or a checkpoint of this machine; look at its headers with `engram "
+            "inspect header`, or build a table from it"
+        )
     stored = _open_stored(Path(path))
     try:
         return Table(stored)

@@ -20,6 +20,7 @@ from engram_tables.safetensors_file import checkpoint_headers
 from engram_tables.storage.extents import Extent, n_rows_of
 from engram_tables.storage.layout import MANIFEST_NAME
 from engram_tables.storage.manifest import Manifest
+from engram_tables.storage.sources.links import check_links
 from engram_tables.storage.sources.opening import open_source
 from engram_tables.storage.sources.source import Source, closing
 from engram_tables.storage.table_source import open_remote_table
@@ -74,18 +75,23 @@ def inspect_header(
     asked = asked or Asked()
     counted = ReadCount()
     source, manifest, difference, problem = None, None, None, None
+    why: InvalidInput | SpecMismatch | None = None
     place = _place(where, asked, counted)
     try:
         manifest, source = _opened(place, asked)
     except SpecMismatch as error:
-        difference = str(error)
+        difference, why = str(error), error
     except InvalidInput as error:
-        problem = str(error)
+        problem, why = str(error), error
     if source is None:
         if rows:
             raise InvalidInput(f"{where}: found no rows whose place is known: {difference or problem}")
         # What was opened to no end is closed by now.
-        contents = _unknown(_place(where, asked, counted))
+        try:
+            contents = _unknown(_place(where, asked, counted))
+        except InvalidInput as error:
+            # Nothing can be listed: what was said first says why.
+            raise (why or error) from None
     else:
         with closing(source):
             contents = _known(source, manifest, rows)
@@ -236,6 +242,8 @@ def _row(source: Source, layer_id: int, row: int) -> dict[str, Any]:
 
 def _unknown(place: CountedFile | CountedFolder) -> dict[str, Any]:
     """The containers as such: how many tensors, and the largest of them."""
+    if isinstance(place, CountedFolder) and place.local_path is not None:
+        check_links(place.local_path)
     files = _gguf_files(place) or _safetensors_files(place)
     return {
         "form": None,

@@ -44,7 +44,8 @@ def inspect_table(table: Table) -> dict[str, Any]:
         "rows_per_token": spec.n_columns * len(spec.layers),
         "bytes_per_token": spec.n_columns * len(spec.layers) * stored.row_bytes,
         "file_bytes": sum(file.file_bytes for file in stored.files),
-        "vocab_sha256": None if vocabulary is None else vocabulary.map_sha256,
+        "vocab_sha256": spec.vocab_sha256 if vocabulary is None else vocabulary.map_sha256,
+        "has_vocabulary": vocabulary is not None,
         "layers": [
             {
                 "layer_id": layer.layer_id,

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from engram_tables.address.spec import Addresses
 from engram_tables.address.vocabulary import Vocabulary
-from engram_tables.errors import BackendUnavailable
+from engram_tables.errors import BackendUnavailable, InvalidInput
 from engram_tables.fetch.engines import GatherEngine, MemoryEngine
 from engram_tables.fetch.table import Table, open_table
 from engram_tables.measure.ceilings import disk_ceilings, memory_ceilings
@@ -94,7 +94,8 @@ def bench_offload(
         if progress is not None:
             progress(min(n_done, n_all), n_all)
 
-    with open_table(path) as table:
+    with open_table(table_path) as table:
+        _refuse_part(table)
         trace = (
             text_trace(table, corpus, vocabulary=vocabulary, glob=glob, exclude=exclude, seed=plan.seed)
             if corpus
@@ -123,6 +124,15 @@ def bench_offload(
     parts = [record[source] for source in plan.sources]
     record["flags"] = [flag for part in parts for point in part.get("points", ()) for flag in point["flags"]]
     return record
+
+
+def _refuse_part(table: Table) -> None:
+    for layer in table.spec.layers:
+        if table.stored.owned(layer.layer_id) != ((0, layer.n_rows),):
+            raise InvalidInput(
+                f"{table.path}: found a part of the rows of layer {layer.layer_id}, expected all of them, since a "
+                "token's rows are drawn from all; measure a whole table, or read a part with fetch_rows"
+            )
 
 
 def _describe_table(table: Table) -> dict[str, Any]:

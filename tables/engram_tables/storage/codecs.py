@@ -348,7 +348,10 @@ def get_codec(name: str, *, scale_bits: int | None = None) -> Codec:
 
 def _with_scale(codec: Codec, scale_bits: int | None) -> Codec:
     if scale_bits is None:
-        raise InvalidInput(f"codec {codec.name}: found no scale for the whole table, expected one; give its float32")
+        raise InvalidInput(
+            f"codec {codec.name}: found no scale for the whole table, expected the one of a source whose rows keep "
+            "their bytes; leave out the codec, or take fp8-e4m3-e8m0"
+        )
     if not _SMALLEST_SCALE_BITS <= scale_bits <= _LARGEST_SCALE_BITS:
         found = np.uint32(scale_bits & 0xFFFFFFFF).view(np.float32)
         raise InvalidInput(

@@ -314,5 +314,5 @@ def _why_not(sides: Sequence[Side], common: Mapping[int, Ranges], *, wants_rows:
             if not source.codec.can_decode:
                 return f"codec {source.codec.name} of {source.where} has no values to compare with another codec's"
     if not wants_rows and any(side.is_remote for side in sides):
-        return "a side is remote: only headers were read; ask for a sample or for all rows"
+        return "a side is remote: only headers were read; ask for a sample or for all rows (--sample, --full)"
     return None

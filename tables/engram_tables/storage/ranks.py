@@ -6,13 +6,18 @@ Rows keep the numbers that they have in the undivided table.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 from engram_tables.address.spec import AddressSpec, LayerAddressing
 from engram_tables.errors import InvalidInput
 from engram_tables.storage.extents import Ranges
+from engram_tables.storage.layout import MANIFEST_NAME
+
+RANK_NAME = re.compile(r"rank-(0|[1-9][0-9]{0,8})-of-([1-9][0-9]{0,8})")
 
 
 class RankBy(StrEnum):
@@ -107,6 +112,35 @@ def check_ranks(spec: AddressSpec, owned: Sequence[Mapping[int, Ranges]]) -> lis
             if start < stop and len(owners) != 1:
                 found.append(Gap(layer_id=layer.layer_id, start=start, stop=stop, owners=tuple(sorted(owners))))
     return found
+
+
+def rank_directories(path: Path) -> list[Path]:
+    """The tables of ranks in a directory that `build_tables` made of several, in the order of the ranks."""
+    named = [(match, entry) for entry in _entries(path) if (match := RANK_NAME.fullmatch(entry.name)) is not None]
+    return [entry for _, entry in sorted(named, key=lambda item: (int(item[0][2]), int(item[0][1])))]
+
+
+def with_ranks(paths: Sequence[Path]) -> list[Path]:
+    """The same paths, each directory of ranks' tables replaced by these tables."""
+    return [
+        table
+        for path in paths
+        for table in ([path] if (path / MANIFEST_NAME).exists() else rank_directories(path) or [path])
+    ]
+
+
+def refuse_ranks(path: Path) -> None:
+    """Raise InvalidInput where one table or checkpoint is wanted, and `path` is a directory of ranks' tables."""
+    ranks = rank_directories(path)
+    if ranks and not (path / MANIFEST_NAME).exists():
+        raise InvalidInput(
+            f"{path}: found the tables of {len(ranks)} ranks in it ({ranks[0].name} to {ranks[-1].name}), expected one "
+            f"table or checkpoint; give {path}/rank-*, or one of them"
+        )
+
+
+def _entries(path: Path) -> list[Path]:
+    return [entry for entry in path.iterdir() if (entry / MANIFEST_NAME).is_file()] if path.is_dir() else []
 
 
 def _share(n_items: int, rank: int, n_ranks: int) -> tuple[int, int]:

@@ -25,6 +25,7 @@ from engram_tables.errors import (
 from engram_tables.storage.extents import Extent
 from engram_tables.storage.layout import MANIFEST_NAME, VOCABULARY_NAME, Layout
 from engram_tables.storage.manifest import Manifest, VocabularyRecord
+from engram_tables.storage.ranks import refuse_ranks
 from engram_tables.storage.row_files import RowFile, RowFiles
 from engram_tables.storage.shards import ShardRecord, shard_header
 
@@ -137,6 +138,12 @@ class StoredTable(RowFiles):
             )
         return vocabulary
 
+    def _refuse_ranks(self) -> None:
+        try:
+            refuse_ranks(self.path)
+        except InvalidInput as error:
+            raise NotATable(str(error), path=str(self.path)) from None
+
     def close(self) -> None:
         """Close every file. Mappings that the caller still holds stay readable."""
         self._is_closed = True
@@ -205,6 +212,7 @@ class StoredTable(RowFiles):
                 os.close(parent)
         except FileNotFoundError:
             if name == MANIFEST_NAME:
+                self._refuse_ranks()
                 raise NotATable(
                     f"{self.path}: found no {MANIFEST_NAME}, which every whole table has; "
                     "give the directory of a table, or build one",

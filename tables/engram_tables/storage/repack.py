@@ -61,7 +61,8 @@ def plan_repack(
     codec
         Re-encode to it; the source's own by default, whose bytes are copied.
     rank, layers, rows
-        Which rows: a rank's share, of these layers, of this half-open range of each layer. All rows by default.
+        Which rows: a rank's share, of these layers, of this half-open range of each layer. By default all rows, or
+        those that `origin` says its table owns.
     shard_bytes
         Upper bound of a shard's file.
     vocabulary_file
@@ -97,6 +98,11 @@ def plan_repack(
                 "to, whose losses they weigh; drop --counts"
             )
         check_counts(counts, spec)
+    owned: Mapping[int, Ranges] | None
+    if origin is not None and origin.owned is not None and rank is None and layers is None and rows is None:
+        rank, owned = origin.rank, origin.owned
+    else:
+        owned = _owned(source, rank, layers, rows)
     empty = Manifest(
         spec=spec,
         codec=wanted.name,
@@ -108,7 +114,7 @@ def plan_repack(
         vocabulary=record,
         init=origin.init if origin is not None and wanted is source.codec else None,
         source=source_record(source) if origin is None else origin.source,
-        owned=_owned(source, rank, layers, rows),
+        owned=owned,
         rank=rank,
         block_bytes=block_bytes,
     )
@@ -134,7 +140,7 @@ def _new_codec(source: Source, name: str, width: int) -> Codec:
     codec = get_codec(name)
     if not source.codec.can_decode:
         raise InvalidInput(
-            f"{source.where}: found records of {source.codec.name}, which nobody here decodes, expected a known codec "
+            f"{source.where}: found records of {source.codec.name}, which no codec decodes, expected a known codec "
             f"to re-encode as {name}; leave out --codec and copy the bytes"
         )
     codec.check_can_encode()

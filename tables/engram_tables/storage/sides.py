@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -35,6 +35,9 @@ class Opening:
         Whether rows may be opened as bytes where no codec reads them.
     revision
         Of a repository behind a URL.
+    is_checked
+        Whether rows of a table of this machine are held against its digests as they are read; those of others have
+        none, and a table behind a URL would be fetched twice.
     """
 
     spec: AddressSpec | None = None
@@ -42,6 +45,7 @@ class Opening:
     raw: RawGeometry | None = None
     opaque: bool = False
     revision: str | None = None
+    is_checked: bool = False
 
 
 AS_IT_IS = Opening()
@@ -113,8 +117,16 @@ def open_side(where: str | Path, opening: Opening = AS_IT_IS) -> Side:
         return side_of(source)
     if isinstance(folder, LocalFolder):
         table = StoredTable(folder.path)
-        return Side(source=table_source(table), manifest=table.manifest, is_remote=False, close=table.close)
+        return Side(
+            source=table_source(table, is_checked=opening.is_checked),
+            manifest=table.manifest,
+            is_remote=False,
+            close=table.close,
+        )
     manifest, source = open_remote_table(folder)
+    if opening.is_checked:
+        note = "rows of a table behind a URL are not held against its digests: copy it here and verify it to be sure"
+        source = replace(source, notes=(*source.notes, note))
     return Side(source=source, manifest=manifest, is_remote=True, close=source.close)
 
 

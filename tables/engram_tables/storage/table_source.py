@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,8 @@ from engram_tables.storage.sources.source import Source, SourceTensor
 
 TABLE_FORM = "table"
 _MAX_MANIFEST_BYTES = 2**30
+_PIECE_BYTES = 2**18
+_N_LOCKS = 16
 
 
 class HeldFile(LocalFile):
@@ -43,13 +46,64 @@ class HeldFile(LocalFile):
         super()._check(offset, n_bytes)
 
 
+class CheckedFile(HeldFile):
+    """The same, but nothing is handed out of a block before its bytes were held against the manifest's digest.
+
+    For whoever makes a new table or files of these rows: digests of their own would vouch for damage. Each block is
+    hashed once, when it is first read; safe from many threads.
+    """
+
+    def __init__(self, table: StoredTable, file: RowFile, shard: ShardRecord) -> None:
+        super().__init__(table, file)
+        self._digests = shard.block_sha256
+        self._block_bytes = table.manifest.block_bytes
+        self._is_whole = bytearray(len(self._digests))
+        self._locks = tuple(threading.Lock() for _ in range(_N_LOCKS))
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """See `ByteFile`; raises `CorruptTable` too."""
+        self._check(offset, len(buffer))
+        for block_idx in range(offset // self._block_bytes, -(-(offset + len(buffer)) // self._block_bytes)):
+            if not self._is_whole[block_idx]:
+                with self._locks[block_idx % _N_LOCKS]:
+                    self._check_block(block_idx)
+        super().read_into(offset, buffer)
+
+    def _check_block(self, block_idx: int) -> None:
+        if self._is_whole[block_idx]:
+            return
+        start = block_idx * self._block_bytes
+        stop = min(start + self._block_bytes, self.file_bytes)
+        digest = hashlib.sha256()
+        scratch = memoryview(bytearray(min(_PIECE_BYTES, stop - start)))
+        for offset in range(start, stop, _PIECE_BYTES):
+            piece = scratch[: min(_PIECE_BYTES, stop - offset)]
+            super().read_into(offset, piece)
+            digest.update(piece)
+        if digest.hexdigest() != self._digests[block_idx]:
+            raise CorruptTable(
+                f"{self.where}: bytes {start} to {stop - 1} hash to {digest.hexdigest()}, expected "
+                f"{self._digests[block_idx]}; the table is damaged: `engram verify` names its rows, copy or build it "
+                "again",
+                path=self.where,
+            )
+        self._is_whole[block_idx] = 1
+
+
 def _leave_open(fd: int) -> None:
     """The table closes it."""
 
 
-def table_source(table: StoredTable) -> Source:
-    """The rows of an open table; usable as long as it is open."""
-    files = tuple(HeldFile(table, file) for file in table.files)
+def table_source(table: StoredTable, *, is_checked: bool = False) -> Source:
+    """The rows of an open table; usable as long as it is open.
+
+    Parameters
+    ----------
+    is_checked
+        Whether what is read is held against the manifest's digests first; see `CheckedFile`.
+    """
+    pairs = zip(table.files, table.manifest.shards, strict=True)
+    files = tuple(CheckedFile(table, file, shard) if is_checked else HeldFile(table, file) for file, shard in pairs)
     return _source(str(table.path), table.manifest, files)
 
 

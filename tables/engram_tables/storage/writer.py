@@ -25,6 +25,7 @@ from engram_tables.storage.initialise import Init
 from engram_tables.storage.layout import MANIFEST_NAME, VOCABULARY_NAME
 from engram_tables.storage.makers import InitMaker, RecordMaker
 from engram_tables.storage.manifest import BLOCK_BYTES, Manifest, VocabularyRecord
+from engram_tables.storage.ranks import RANK_NAME
 from engram_tables.storage.shards import plan_shards
 from engram_tables.threads import resolve_threads
 from engram_tables.units import Stage, format_bytes, unwatched
@@ -39,7 +40,6 @@ WORK_SCHEMA = "engram.build-work/1"
 COMMAND = "engram build-table"
 _JOURNAL_NAME = "journal"
 _GROWING_NAME = "table"
-_RANK_NAME = re.compile(r"rank-\d+-of-\d+")
 # What lies in a table of any version; `--force` removes nothing else.
 _OURS = re.compile(
     rf"{re.escape(MANIFEST_NAME)}|{re.escape(VOCABULARY_NAME)}|layer-\d+(/[\w-]+-\d+-of-\d+\.safetensors)?"
@@ -266,7 +266,13 @@ def _describe(plans: Mapping[str, TablePlan]) -> dict[str, Any]:
         "codec": first.manifest.codec,
         "layout": first.manifest.layout,
         **first.maker.identity(),
-        "tables": {name: hashlib.sha256(plan.manifest.to_bytes()).hexdigest() for name, plan in plans.items()},
+        "n_tables": len(plans),
+        "n_rows": sum(plan.n_rows for plan in plans.values()),
+        "total_bytes": sum(plan.total_bytes for plan in plans.values()),
+        "n_files": sum(len(plan.files) for plan in plans.values()),
+        "tables_sha256": hashlib.sha256(
+            b"".join(name.encode() + b"\0" + plan.manifest.to_bytes() for name, plan in plans.items())
+        ).hexdigest(),
     }
 
 
@@ -347,6 +353,9 @@ class _Build:
         self._growing.mkdir(exist_ok=True)
         for job in self._jobs:
             for directory in (job.directory, *_directories(job)):
+                if directory.is_symlink():
+                    # Nothing of ours: its blocks would be written elsewhere.
+                    directory.unlink()
                 directory.mkdir(exist_ok=True)
             for name in (MANIFEST_NAME, VOCABULARY_NAME):
                 (job.directory / name).unlink(missing_ok=True)
@@ -436,4 +445,4 @@ def _is_table(path: Path) -> bool:
 
 
 def _is_rank(path: Path) -> bool:
-    return _RANK_NAME.fullmatch(path.name) is not None and _is_table(path)
+    return RANK_NAME.fullmatch(path.name) is not None and _is_table(path)

@@ -59,14 +59,14 @@ def _difference(spec: AddressSpec, finding: Finding) -> str | None:
     layer = _layer(spec, finding.layer_id)
     if layer is None:
         found = "a layer without a number" if finding.layer_id is None else f"layer {finding.layer_id}"
-        return f"{finding.where}: found {found}, {spec.provenance} has layers {', '.join(map(str, spec.layer_ids))}"
+        return f"{finding.where}: found {found}, the spec {spec.name} has layers {', '.join(map(str, spec.layer_ids))}"
     expected = _expected(spec, layer, finding)
     if expected is None or finding.values == expected:
         return None
     if finding.fact is Fact.ROWS_AT_LEAST and finding.values <= expected:
         return None
     found, other = _shown(finding.values, expected)
-    return f"{finding.where}: found {finding.fact} {found}, the recipe of {spec.provenance} says {other}"
+    return f"{finding.where}: found {finding.fact} {found}, the spec {spec.name} says {other}"
 
 
 def _layer(spec: AddressSpec, layer_id: int | None) -> LayerAddressing | None:

@@ -152,6 +152,8 @@ def export_table(
         `output` is taken, is or holds a table, or a row cannot be re-encoded.
     CapacityError
         The filesystem has too little room; nothing was written.
+    CorruptTable
+        A block that is read is not what the manifest says; nothing is left behind.
     OSError
         Of the filesystem; nothing is left behind.
     """
@@ -199,7 +201,7 @@ class _Export:
 
     def __init__(self, plan: ExportPlan, fds: Sequence[int], progress: ProgressHook | None) -> None:
         self._plan, self._fds, self._progress = plan, fds, progress
-        self._sources = [table_source(table) for table in plan.tables]
+        self._sources = [table_source(table, is_checked=True) for table in plan.tables]
         self._places: dict[int, list[_Place]] = defaultdict(list)
         for file, fd in zip(plan.files, fds, strict=True):
             for tensor, offset in file.tensors:
@@ -302,9 +304,10 @@ def _check_shares(tables: Sequence[StoredTable]) -> None:
             ("codec", first.codec, table.codec),
             ("row width", first.manifest.row_width, table.manifest.row_width),
             ("source", first.manifest.source, table.manifest.source),
+            ("initialisation", first.manifest.init, table.manifest.init),
         ):
             if mine != theirs:
-                shown = ("", "") if what in ("source", "codec") else (f" {mine}", f" {theirs}")
+                shown = ("", "") if what in ("source", "codec", "initialisation") else (f" {mine}", f" {theirs}")
                 raise SpecMismatch(
                     f"{table.path}: found another {what}{shown[1]} than {first.path}{shown[0]}, expected shares of one "
                     "table; name the tables of one build"

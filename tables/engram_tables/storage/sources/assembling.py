@@ -89,7 +89,7 @@ def assemble(
         Another row width than the spec's.
     """
     spec = _with_width(where, spec, row_format)
-    wanted = _layers(where, spec, layers)
+    wanted = spec.layer_ids if layers is None else check_layers(where, spec, layers)
     kept = [stretch for stretch in stretches if stretch.layer_id in wanted]
     files = _files_of(kept)
     numbers = {id(file): file_idx for file_idx, file in enumerate(files)}
@@ -161,11 +161,14 @@ def _with_width(where: str, spec: AddressSpec, row_format: RowFormat) -> Address
     return spec if spec.row_width is not None else replace(spec, row_width=row_format.row_width)
 
 
-def _layers(where: str, spec: AddressSpec, layers: Sequence[int] | None) -> tuple[int, ...]:
-    if layers is None:
-        return spec.layer_ids
-    for layer_id in layers:
-        layer_in(where, spec, layer_id)
+def check_layers(where: str, spec: AddressSpec, layers: Sequence[int]) -> tuple[int, ...]:
+    """The same ids; `InvalidInput` for one that the caller asks for and the spec does not have."""
+    unknown = [layer_id for layer_id in layers if layer_id not in spec.layer_ids]
+    if unknown:
+        raise InvalidInput(
+            f"layers: found {', '.join(map(str, unknown))}, expected some of {', '.join(map(str, spec.layer_ids))} as "
+            f"the spec {spec.name} of {where} has; choose among these"
+        )
     return tuple(layers)
 
 

@@ -16,6 +16,8 @@ from engram_tables.storage.sources.row_formats import RowFormat, packed
 from engram_tables.storage.sources.source import Source
 
 _TABLE = re.compile(r"^(?:blk\.(?P<layer>[0-9]{1,9})\.engram_embd|per_layer_token_embd)\.weight$")
+# Some types come with a scale of their own; the values of such a table are not what its rows alone decode to.
+_BESIDE = re.compile(r"^(?:blk\.[0-9]{1,9}\.engram_embd|per_layer_token_embd)\.(?:\w*scales?|\w*bias(?:es)?)$")
 _PART = re.compile(r"-([0-9]{5})-of-([0-9]{5})\.gguf$")
 _ENGRAM_KEY = re.compile(r"(?:^|\.)engram[._](encoding|storage)$")
 _ROW264 = "e4m3_e8m0_32_row264"
@@ -83,6 +85,11 @@ def gguf_source(
     stretches = []
     for header in headers:
         for name, tensor in header.tensors.items():
+            if _BESIDE.search(name) is not None:
+                raise InvalidInput(
+                    f"{header.where}: found {name} {tensor.type_name} {list(tensor.dims)} beside a table, expected "
+                    "rows that are their values alone; convert the model again"
+                )
             if (match := _TABLE.search(name)) is None:
                 continue
             stated = None if match["layer"] is None else int(match["layer"])
@@ -164,7 +171,8 @@ def _row_format(
         raise InvalidInput(
             f"{where} is {tensor.type_name} {list(tensor.dims)}"
             + (f" of encoding {encoding}" if encoding else "")
-            + f", expected {width} values a row as {_ROW264} or {', '.join(_CODECS)}; take the rows as opaque bytes"
+            + f", expected {width} values a row as {_ROW264} or {', '.join(_CODECS)}; take the rows as opaque bytes "
+            "(--opaque)"
         )
     return packed(get_codec(f"opaque-{row_bytes}"), width)
 

@@ -176,11 +176,11 @@ def _interleaved(
     else:
         raise store.invalid(
             f"records of {stride} bytes with quantization {reprlib.repr(store.fields.get('quantization'))}",
-            f"{affine_bytes} bytes of {_AFFINE}, which a codec reads (or take the rows as opaque bytes)",
+            f"{affine_bytes} bytes of {_AFFINE}, which a codec reads (or take the rows as opaque bytes: --opaque)",
         )
     name = _plain_name(store, store.fields.get("data_file"))
-    if isinstance(store.folder, LocalFolder):
-        check_link(store.folder.path, store.folder.path / name)
+    if store.folder.local_path is not None:
+        check_link(store.folder.local_path, store.folder.local_path / name)
     file = store.folder.open(name)
     opened.append(file)
     if file.file_bytes != store.n_rows * stride:
@@ -242,8 +242,8 @@ def _headers(store: _Store, entries: list[Any], opened: list[ByteFile]) -> dict[
             name = _plain_name(store, tensor.get("file"))
             if name in headers:
                 continue
-            if isinstance(root, LocalFolder):
-                check_link(root.path, root.path / name)
+            if root.local_path is not None:
+                check_link(root.local_path, root.local_path / name)
             file = root.open(name)
             opened.append(file)
             headers[name] = read_safetensors_header(file)
@@ -276,9 +276,9 @@ def _root(store: _Store) -> Folder:
         raise store.invalid(f"source_root {reprlib.repr(root)}", "a directory")
     if Path(root) == Path():
         return store.folder
-    if not isinstance(store.folder, LocalFolder):
+    if store.folder.local_path is None:
         raise store.invalid(f"source_root {root!r}", "'.', since the store lies behind a URL")
-    path = store.folder.path / root
+    path = store.folder.local_path / root
     if not path.is_dir():
         raise store.invalid(f"source_root {root!r}, where no directory is", "the directory of the checkpoint")
     return LocalFolder(path)

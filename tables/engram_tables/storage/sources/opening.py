@@ -9,10 +9,11 @@ from pathlib import Path
 
 from engram_tables.address.spec import AddressSpec
 from engram_tables.address.vocabulary import Vocabulary
-from engram_tables.byte_files import ByteFile, Folder, LocalFile, LocalFolder, is_url, open_place
+from engram_tables.byte_files import ByteFile, Folder, LocalFile, is_url, open_place
 from engram_tables.errors import InvalidInput
 from engram_tables.safetensors_file import checkpoint_headers, checkpoint_names
 from engram_tables.storage.extents import Part
+from engram_tables.storage.ranks import refuse_ranks
 from engram_tables.storage.row_files import RowFile, RowFiles
 from engram_tables.storage.sources.addressing import (
     agreed_spec,
@@ -80,8 +81,9 @@ def open_source(
         stack.callback(lambda: _close_all(opened, {id(where)}))
         if not isinstance(place, Folder):
             opened.append(place)
-        if isinstance(place, LocalFolder):
-            check_links(place.path)
+        if isinstance(place, Folder) and place.local_path is not None:
+            refuse_ranks(place.local_path)
+            check_links(place.local_path)
         notes: tuple[str, ...] = ()
         if raw is not None:
             source = _raw(place, raw, spec, layers)

@@ -60,6 +60,12 @@ def raw_source(file: ByteFile, geometry: RawGeometry, spec: AddressSpec) -> Sour
     codec, row_width = _codec(where, geometry, spec)
     row_bytes = codec.row_bytes(row_width)
     stride = row_bytes if geometry.row_stride is None else geometry.row_stride
+    if geometry.layer_id is None and len(spec.layers) > 1:
+        known = ", ".join(map(str, spec.layer_ids))
+        raise InvalidInput(
+            f"{where}: found a geometry without a layer, expected one of {known} as the spec {spec.name} has; add "
+            f"layer={spec.layer_ids[0]}, or another one"
+        )
     layer_id = layer_in(where, spec, geometry.layer_id)
     for name, value, least in (
         ("row_stride", stride, row_bytes),

@@ -211,5 +211,5 @@ def _unreadable(piece: Piece, width: int | None, scalars: Sequence[FoundTensor])
         expected = f"a format of {width} values a row that a codec reads"
     return InvalidInput(
         f"{first.header.where}: found {found}, expected {expected}; lay the missing file beside it, or take the rows "
-        "as opaque bytes"
+        "as opaque bytes (--opaque)"
     )

@@ -10,7 +10,14 @@ from engram_tables.address.spec import AddressSpec
 from engram_tables.byte_files import ByteFile, Folder
 from engram_tables.errors import InvalidInput, SpecMismatch
 from engram_tables.safetensors_file import SafetensorsHeader, missing_files
-from engram_tables.storage.sources.assembling import Container, SmallTensor, Stretch, assemble, layer_in
+from engram_tables.storage.sources.assembling import (
+    Container,
+    SmallTensor,
+    Stretch,
+    assemble,
+    check_layers,
+    layer_in,
+)
 from engram_tables.storage.sources.pieces import (
     RECORDS,
     WEIGHTS,
@@ -58,7 +65,7 @@ def safetensors_source(
     check_findings(place, headers, spec)
     by_layer = _by_layer(where, found, spec)
     if layers is not None:
-        wanted = {layer_in(where, spec, layer_id) for layer_id in layers}
+        wanted = check_layers(where, spec, layers)
         by_layer = {layer_id: pieces for layer_id, pieces in by_layer.items() if layer_id in wanted}
     form = _row_format(where, found, by_layer, spec, opaque=opaque)
     stretches = []
