@@ -118,14 +118,14 @@ def _show(report: DiffReport) -> None:
     for name, side in (("A", report.a), ("B", report.b)):
         borrowed = "" if side.states_spec else "; addressing taken from the other side"
         for note in side.notes:
-            say(note)
+            say(f"note: {note}")
         kind = side.kind if side.kind == side.form else f"{side.kind}, {side.form}"
         show(f"{name}  {side.where} ({kind}, {side.codec}, {side.n_rows:,} rows{borrowed})")
     if report.headers:
         lines = [(found.what, _short(found.a), _short(found.b)) for found in report.headers]
         of_rows = any(found.matters for found in report.headers)
         show_table(
-            "Headers that differ" if of_rows else "Stored otherwise, which is no difference",
+            "Headers that differ" if of_rows else "Stored otherwise",
             ("entry", "A", "B"),
             lines,
             left=3,

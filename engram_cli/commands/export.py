@@ -138,6 +138,6 @@ def _print(record: dict[str, Any]) -> None:
     tensors = [
         (file["path"], t["name"], t["dtype"], " × ".join(f"{n:,}" for n in t["shape"]), f"{t['n_bytes']:,}")
         for file in record["files"]
-        for t in file["tensors"] or [{"name": "rows", "dtype": "", "shape": [], "n_bytes": file["file_bytes"]}]
+        for t in file["tensors"] or [{"name": "", "dtype": "", "shape": [], "n_bytes": file["file_bytes"]}]
     ]
     show_table("", ("file", "tensor", "dtype", "shape", "bytes"), tensors, left=3)

@@ -250,7 +250,8 @@ def inspect_header(
 
     What is inside, which addressing follows from it and whether the two agree, where rows lie, and how many pages of
     4096 bytes one costs on average. Of files behind a URL only headers are fetched, and the bytes read are shown.
-    Exit code 6 means that tensors and addressing contradict each other.
+    Exit code 6 means that tensors and addressing contradict each other; where no rows are known the reason is shown
+    with the largest tensors, and the exit code is 0.
 
     \b
     Examples:

@@ -126,7 +126,7 @@ def _open_source(
         )
     side = stack.enter_context(open_side(where, opening))
     for note in side.source.notes:
-        say(note)
+        say(f"note: {note}")
     return side.source
 
 

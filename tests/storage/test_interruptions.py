@@ -50,7 +50,9 @@ def test_a_stopped_build_leaves_what_was_there_and_goes_on(
         out, err = child.communicate(timeout=240)
     finally:
         child.kill()
-    assert out == ""
+    # The plan may have been told; that something was written is told on stderr, in the end.
+    assert out == "" or out.startswith("table  ")
+    assert "wrote" not in err
     if stop is signal.SIGKILL:
         assert child.returncode == -signal.SIGKILL
     else:
