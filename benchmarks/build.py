@@ -27,15 +27,15 @@ import numpy as np
 from engram_tables.address.spec import AddressSpec, HistoryRule, LayerAddressing
 from engram_tables.measure.environment import command_line, describe
 from engram_tables.measure.timing import Case, interleave
-from engram_tables.storage import reference
-from engram_tables.storage.codecs import FRESH_CODEC_NAMES, get_codec
-from engram_tables.storage.initialise import Init, RowFiller
-from engram_tables.storage.layout import LAYOUT_NAMES
-from engram_tables.storage.makers import InitMaker
-from engram_tables.storage.manifest import BLOCK_BYTES
-from engram_tables.storage.reader import StoredTable
-from engram_tables.storage.verify import verify_table
-from engram_tables.storage.writer import TablePlan, build_table, plan_table
+from engram_tables.storage.building.initialise import Init, RowFiller
+from engram_tables.storage.building.makers import InitMaker
+from engram_tables.storage.building.writer import TablePlan, build_table, plan_table
+from engram_tables.storage.checking.verify import verify_table
+from engram_tables.storage.codecs import reference
+from engram_tables.storage.codecs.codec import FRESH_CODEC_NAMES, get_codec
+from engram_tables.storage.table.layout import LAYOUT_NAMES
+from engram_tables.storage.table.manifest import BLOCK_BYTES
+from engram_tables.storage.table.reader import StoredTable
 from engram_tables.threads import resolve_threads
 from engram_tables.units import format_bytes, parse_bytes
 

@@ -23,9 +23,9 @@ import numpy as np
 
 from engram_tables.measure.environment import command_line, describe
 from engram_tables.measure.timing import Case, interleave
-from engram_tables.storage import reference
-from engram_tables.storage.codecs import CODEC_NAMES, FP8_SCALAR, Codec, get_codec
-from engram_tables.storage.fidelity import Fidelity
+from engram_tables.storage.codecs import reference
+from engram_tables.storage.codecs.codec import CODEC_NAMES, FP8_SCALAR, Codec, get_codec
+from engram_tables.storage.codecs.fidelity import Fidelity
 
 N_CHECKED_ROWS = 8
 # The scale of a published table: 209 * 2**-20.

@@ -35,10 +35,10 @@ from engram_tables.measure.ceilings import fio_random_reads
 from engram_tables.measure.environment import command_line, describe, device_reads
 from engram_tables.measure.residency import evict
 from engram_tables.measure.timing import Case, interleave
-from engram_tables.storage.repack import plan_repack
+from engram_tables.storage.building.repack import plan_repack
+from engram_tables.storage.building.writer import build_table
 from engram_tables.storage.sources.opening import SourceRows, open_source
 from engram_tables.storage.sources.source import closing
-from engram_tables.storage.writer import build_table
 from engram_tables.units import PAGE_BYTES, parse_bytes
 
 WEIGHT_BYTES, SCALE_BYTES = 256, 8

@@ -31,13 +31,13 @@ from engram_tables.address.spec import AddressSpec, HistoryRule, LayerAddressing
 from engram_tables.measure.environment import command_line, describe
 from engram_tables.measure.residency import resident_bytes
 from engram_tables.measure.timing import Case, interleave
-from engram_tables.storage.layout import LAYOUT_NAMES
-from engram_tables.storage.reader import StoredTable
-from engram_tables.storage.repack import plan_repack
+from engram_tables.storage.building.repack import plan_repack
+from engram_tables.storage.building.writer import build_table
+from engram_tables.storage.checking.verify import verify_tables
 from engram_tables.storage.sources.opening import open_source
 from engram_tables.storage.sources.source import Source
-from engram_tables.storage.verify import verify_tables
-from engram_tables.storage.writer import build_table
+from engram_tables.storage.table.layout import LAYOUT_NAMES
+from engram_tables.storage.table.reader import StoredTable
 from engram_tables.threads import resolve_threads
 from engram_tables.units import format_bytes, parse_bytes
 

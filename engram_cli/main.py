@@ -13,6 +13,7 @@ from typing import NoReturn
 
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _INTERRUPTED = 130
+_was_interrupted = False
 
 
 def main() -> None:
@@ -27,10 +28,17 @@ def main() -> None:
         app()
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
+    except Exception:
+        # A package that is being imported when the signal comes may make another exception of it.
+        if not _was_interrupted:
+            raise
+        sys.exit(_INTERRUPTED)
 
 
 def _interrupt(_number: int, _frame: object) -> NoReturn:
     """Any of the signals cleans up as Ctrl-C does; further ones wait until that is done."""
+    global _was_interrupted
+    _was_interrupted = True
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt

@@ -12,9 +12,9 @@ import atheris
 with atheris.instrument_imports(include=["engram_tables.storage", "engram_tables.address.spec"]):
     from engram_tables.address.recipes import DeepSeekRecipe
     from engram_tables.errors import TableError
-    from engram_tables.storage.codecs import get_codec
-    from engram_tables.storage.manifest import Manifest
-    from engram_tables.storage.shards import plan_shards, shard_header
+    from engram_tables.storage.codecs.codec import get_codec
+    from engram_tables.storage.table.manifest import Manifest
+    from engram_tables.storage.table.shards import plan_shards, shard_header
     from engram_tables.units import canonical_json
 
 from fuzz.harness import fuzz

@@ -32,10 +32,10 @@ from engram_tables.errors import InvalidInput
 
 if TYPE_CHECKING:
     from engram_tables.address.spec import AddressSpec
-    from engram_tables.storage.fidelity import Fidelity, Tally
-    from engram_tables.storage.ranks import Rank
+    from engram_tables.storage.building.writer import BuildReport, TablePlan
+    from engram_tables.storage.codecs.fidelity import Fidelity, Tally
     from engram_tables.storage.sides import Side
-    from engram_tables.storage.writer import BuildReport, TablePlan
+    from engram_tables.storage.table.ranks import Rank
     from engram_tables.units import ProgressHook, Stage
 
 
@@ -149,7 +149,7 @@ def build_table(
       engram build-table --from Qwen3.8-Flash-Next --codec int4-g32 --counts counts -o small --json | jq .fidelity
       engram build-table --from rows.bin --raw codec=bf16,first-byte=4096 --spec my.json -o my-table
     """
-    from engram_tables.storage.writer import build_tables
+    from engram_tables.storage.building.writer import build_tables
     from engram_tables.units import format_bytes, parse_bytes
 
     fresh_only = {"--init": init, "--seed": seed, "--std": std, "--row-width": row_width}
@@ -245,7 +245,7 @@ class _Wanted:
 
 def _plan_fresh(named: _NamedSpec, *, layers: str | None, **options: Any) -> TablePlan:
     from engram_cli.spec_source import resolve_spec
-    from engram_tables.storage.writer import plan_table
+    from engram_tables.storage.building.writer import plan_table
 
     spec = resolve_spec(
         preset=named.preset, spec=named.spec, model=named.model, eos=named.eos, layers=layers, vocab=named.vocab
@@ -262,7 +262,7 @@ def _open(
     from engram_tables.address.vocabulary import load_vocabulary
     from engram_tables.storage.sides import Opening, open_side, side_of
     from engram_tables.storage.sources.opening import open_source
-    from engram_tables.storage.table_source import find_table
+    from engram_tables.storage.table.table_source import find_table
     from engram_tables.units import parse_integers
 
     spec = None
@@ -294,7 +294,7 @@ def _open(
 
 def _plan_repack(stack: ExitStack, side: Side, named: _NamedSpec, wanted: _Wanted) -> dict[str, TablePlan]:
     from engram_tables.corpus.counts.counts_store import open_counts
-    from engram_tables.storage.repack import plan_ranks, plan_repack
+    from engram_tables.storage.building.repack import plan_ranks, plan_repack
     from engram_tables.units import parse_integers
 
     counts = None if wanted.counts is None else stack.enter_context(open_counts(wanted.counts))
@@ -317,7 +317,7 @@ def _plan_repack(stack: ExitStack, side: Side, named: _NamedSpec, wanted: _Wante
 
 
 def _rank(by: str, rank: int | None, n_ranks: int | None) -> Rank | None:
-    from engram_tables.storage.ranks import Rank
+    from engram_tables.storage.table.ranks import Rank
 
     return None if rank is None or n_ranks is None else Rank(by=by, rank=rank, n_ranks=n_ranks)
 

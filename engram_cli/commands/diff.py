@@ -15,8 +15,8 @@ from engram_cli.raw_rows import parse_raw_rows
 from engram_cli.spec_source import resolve_with_vocabulary
 
 if TYPE_CHECKING:
-    from engram_tables.storage.compare import DiffReport
-    from engram_tables.storage.compare_reports import RowsReport
+    from engram_tables.storage.checking.compare import DiffReport
+    from engram_tables.storage.checking.compare_reports import RowsReport
     from engram_tables.storage.sides import Opening
 
 _SHOWN_SPANS = 12
@@ -56,7 +56,7 @@ def diff(
       engram diff my-table hf://deepseek-ai/DeepSeek-V4.1-Flash
       engram diff packed page --json | jq .rows.n_rows_different
     """
-    from engram_tables.storage.compare import diff_tables
+    from engram_tables.storage.checking.compare import diff_tables
 
     if sample is not None and full:
         raise typer.BadParameter("give --sample or --full, not both")

@@ -69,8 +69,8 @@ def export(
     from engram_tables.files import refuse_existing
     from engram_tables.storage.export.exporting import export_table, plan_export
     from engram_tables.storage.export.targets import Form
-    from engram_tables.storage.ranks import with_ranks
-    from engram_tables.storage.reader import StoredTable
+    from engram_tables.storage.table.ranks import with_ranks
+    from engram_tables.storage.table.reader import StoredTable
     from engram_tables.units import format_bytes, parse_bytes
 
     form = Form(n_parts=parts, file_bytes=parse_bytes(file_bytes), row_stride=row_stride)

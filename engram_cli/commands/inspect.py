@@ -200,7 +200,7 @@ def inspect_vocab(
     """
     from engram_tables import load_vocabulary
     from engram_tables.inspect.vocabulary import inspect_vocabulary
-    from engram_tables.storage.layout import VOCABULARY_NAME
+    from engram_tables.storage.table.layout import VOCABULARY_NAME
 
     vocabulary = load_vocabulary(vocab / VOCABULARY_NAME if vocab.is_dir() else vocab)
     canonical_ids = [] if canonical_id is None else parse_integers(canonical_id)

@@ -16,8 +16,8 @@ from engram_cli.raw_rows import parse_raw_rows
 from engram_tables.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from engram_tables.storage.checking.verify import AgainstReport, RanksReport, TableReport, VerifyReport
     from engram_tables.storage.sources.source import Source
-    from engram_tables.storage.verify import AgainstReport, RanksReport, TableReport, VerifyReport
 
 
 def verify(
@@ -68,7 +68,7 @@ def verify(
       engram verify counts
     """
     from engram_tables.byte_files import is_url
-    from engram_tables.storage.ranks import with_ranks
+    from engram_tables.storage.table.ranks import with_ranks
 
     if sample is not None and full:
         raise typer.BadParameter("give --sample or --full, not both")
@@ -97,7 +97,7 @@ def _verify_tables(
     paths: list[Path], source: Source | None, *, sample: int | None, seed: int, threads: int | None, json: bool
 ) -> list[str]:
     """What was found, for the last line."""
-    from engram_tables.storage.verify import verify_tables
+    from engram_tables.storage.checking.verify import verify_tables
 
     with progress("verifying", "B") as hook:
         report = verify_tables(paths, against=source, sample=sample, seed=seed, threads=threads, progress=hook)
@@ -114,8 +114,8 @@ def _open_source(
     stack: ExitStack, where: str, table: Path, raw: str | None, *, opaque: bool, revision: str | None
 ) -> Source:
     """What `--against` names, read by the first table's addressing where it is a checkpoint."""
-    from engram_tables.storage.reader import StoredTable
     from engram_tables.storage.sides import Opening, open_side
+    from engram_tables.storage.table.reader import StoredTable
 
     with StoredTable(table) as opened:
         opening = Opening(

@@ -12,11 +12,11 @@ from small_tables import small_table
 from engram_tables.errors import InvalidInput, NotATable
 from engram_tables.fetch.engines import ENGINES, MemoryEngine
 from engram_tables.fetch.table import open_table
-from engram_tables.storage.ranks import Rank
-from engram_tables.storage.repack import plan_repack
+from engram_tables.storage.building.repack import plan_repack
+from engram_tables.storage.building.writer import build_table
 from engram_tables.storage.sources.opening import open_source
 from engram_tables.storage.sources.source import closing
-from engram_tables.storage.writer import build_table
+from engram_tables.storage.table.ranks import Rank
 
 
 @pytest.mark.parametrize("form", MAKERS)

@@ -22,7 +22,7 @@ from engram_tables.fetch.kernels import Placement, first_outside, gather_kernel,
 from engram_tables.fetch.leases import Leases
 from engram_tables.fetch.reference import read_rows
 from engram_tables.fetch.table import ENGINE_NAMES
-from engram_tables.storage.codecs import get_codec
+from engram_tables.storage.codecs.codec import get_codec
 
 SHM = Path("/dev/shm")
 

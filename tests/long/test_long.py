@@ -21,7 +21,7 @@ from engram_tables.address.vocabulary import Vocabulary
 from engram_tables.corpus.counts.counting import count_ngrams
 from engram_tables.corpus.reading.readers import find_documents
 from engram_tables.corpus.tokens.token_stream import tokenize_documents
-from engram_tables.storage.verify import verify_table
+from engram_tables.storage.checking.verify import verify_table
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

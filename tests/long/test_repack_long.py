@@ -16,12 +16,12 @@ import pytest
 
 from engram_tables.address.presets import load_spec
 from engram_tables.address.spec import AddressSpec, HistoryRule, LayerAddressing
-from engram_tables.storage.reader import StoredTable
-from engram_tables.storage.repack import plan_repack
+from engram_tables.storage.building.repack import plan_repack
+from engram_tables.storage.building.writer import build_table
+from engram_tables.storage.checking.verify import verify_tables
 from engram_tables.storage.sources.opening import open_source
 from engram_tables.storage.sources.source import closing
-from engram_tables.storage.verify import verify_tables
-from engram_tables.storage.writer import build_table
+from engram_tables.storage.table.reader import StoredTable
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

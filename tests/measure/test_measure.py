@@ -25,7 +25,7 @@ from engram_tables.measure.residency import evict, huge_page_bytes, preload, res
 from engram_tables.measure.timing import Case, interleave, summarise
 from engram_tables.measure.trace import text_trace, uniform_trace, unique_ratio
 from engram_tables.memory import anonymous_bytes
-from engram_tables.storage.writer import build_table, plan_table
+from engram_tables.storage.building.writer import build_table, plan_table
 
 SPEC = AddressSpec(
     name="small",

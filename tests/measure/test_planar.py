@@ -19,11 +19,11 @@ from engram_tables.measure import bench as bench_module
 from engram_tables.measure.bench import bench_offload
 from engram_tables.measure.ceilings import memory_ceilings
 from engram_tables.measure.lookups import BenchPlan, batch_facts
-from engram_tables.storage.ranks import Rank
-from engram_tables.storage.repack import plan_repack
+from engram_tables.storage.building.repack import plan_repack
+from engram_tables.storage.building.writer import build_table
 from engram_tables.storage.sources.opening import open_source
 from engram_tables.storage.sources.source import closing
-from engram_tables.storage.writer import build_table
+from engram_tables.storage.table.ranks import Rank
 
 
 @pytest.fixture(scope="module")

@@ -17,12 +17,12 @@ from made_checkpoints import (
 
 from engram_tables.address.spec import AddressSpec
 from engram_tables.errors import InvalidInput
+from engram_tables.storage.building.repack import plan_ranks, plan_repack
+from engram_tables.storage.building.writer import build_table
 from engram_tables.storage.export.exporting import export_table, plan_export
-from engram_tables.storage.reader import StoredTable
-from engram_tables.storage.repack import plan_ranks, plan_repack
 from engram_tables.storage.sources.opening import RawGeometry, open_source
 from engram_tables.storage.sources.source import closing
-from engram_tables.storage.writer import build_table
+from engram_tables.storage.table.reader import StoredTable
 
 # Files that hold nothing but the table and what its hash needs.
 ALONE = {

@@ -17,10 +17,10 @@ from engram_tables.byte_files import LocalFile
 from engram_tables.errors import CorruptTable, InvalidInput
 from engram_tables.inspect.counted_files import CountedFile, ReadCount
 from engram_tables.inspect.header import Asked, inspect_header
-from engram_tables.storage.repack import plan_repack
+from engram_tables.storage.building.repack import plan_repack
+from engram_tables.storage.building.writer import build_table
 from engram_tables.storage.sources.opening import RawGeometry, open_source
 from engram_tables.storage.sources.source import closing
-from engram_tables.storage.writer import build_table
 
 
 def bytes_of(row: dict[str, Any]) -> bytes:

@@ -12,10 +12,10 @@ from range_server import RangeServer
 
 from engram_tables.errors import InvalidInput
 from engram_tables.inspect.header import inspect_header
-from engram_tables.storage.repack import plan_repack
+from engram_tables.storage.building.repack import plan_repack
+from engram_tables.storage.building.writer import build_table
 from engram_tables.storage.sources.opening import open_source
 from engram_tables.storage.sources.source import closing
-from engram_tables.storage.writer import build_table
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_tables.address.spec import AddressSpec, HistoryRule, LayerAddressing
-from engram_tables.storage.codecs import get_codec
-from engram_tables.storage.manifest import Manifest
-from engram_tables.storage.shards import plan_shards, shard_header
-from engram_tables.storage.writer import TablePlan, build_table, plan_table
+from engram_tables.storage.building.writer import TablePlan, build_table, plan_table
+from engram_tables.storage.codecs.codec import get_codec
+from engram_tables.storage.table.manifest import Manifest
+from engram_tables.storage.table.shards import plan_shards, shard_header
 
 
 def small_spec(

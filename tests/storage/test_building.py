@@ -16,10 +16,10 @@ from small_tables import lay_table, names_in, small_manifest, small_plan, small_
 from engram_tables import files
 from engram_tables.address.vocabulary import load_vocabulary
 from engram_tables.errors import BackendUnavailable, CapacityError, InvalidInput, SpecMismatch
-from engram_tables.storage import build_blocks
-from engram_tables.storage.codecs import FRESH_CODEC_NAMES
-from engram_tables.storage.reader import StoredTable
-from engram_tables.storage.writer import build_table, plan_table
+from engram_tables.storage.building import blocks
+from engram_tables.storage.building.writer import build_table, plan_table
+from engram_tables.storage.codecs.codec import FRESH_CODEC_NAMES
+from engram_tables.storage.table.reader import StoredTable
 from engram_tables.units import ProgressHook
 
 
@@ -367,7 +367,7 @@ def test_an_error_in_a_worker_stops_the_others(tmp_path: Path, monkeypatch: pyte
         made.append(1)
         raise RuntimeError("worker")
 
-    monkeypatch.setattr(build_blocks._BlockMaker, "make", fail)
+    monkeypatch.setattr(blocks._BlockMaker, "make", fail)
     with pytest.raises(RuntimeError, match="worker"):
         build_table(plan, tmp_path / "t", threads=4)
     assert len(made) <= 8

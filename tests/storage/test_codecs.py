@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from engram_tables.errors import InvalidInput
-from engram_tables.storage import reference
-from engram_tables.storage.codecs import CODEC_NAMES, FRESH_CODEC_NAMES, Codec, get_codec
+from engram_tables.storage.codecs import reference
+from engram_tables.storage.codecs.codec import CODEC_NAMES, FRESH_CODEC_NAMES, Codec, get_codec
 
 FP8 = "fp8-e4m3-e8m0"
 SCALAR = "fp8-e4m3-scalar"

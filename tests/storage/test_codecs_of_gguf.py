@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from engram_tables.storage import reference
-from engram_tables.storage.codecs import get_codec
+from engram_tables.storage.codecs import reference
+from engram_tables.storage.codecs.codec import get_codec
 
 TYPES = {
     "q8_0": gguf.GGMLQuantizationType.Q8_0,

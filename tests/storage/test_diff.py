@@ -16,14 +16,14 @@ from small_tables import lay_table, random_records, small_manifest, small_spec
 
 from engram_tables.address.spec import LayerAddressing
 from engram_tables.errors import InvalidInput, NotATable
-from engram_tables.storage import compare_rows
-from engram_tables.storage.compare import DiffReport, diff_tables
-from engram_tables.storage.compare_kernels import add_distances, mark_unequal_bytes, mark_unequal_values
-from engram_tables.storage.compare_reports import GroupDifference, Measure, common_rows, rows_without
-from engram_tables.storage.manifest import Manifest
-from engram_tables.storage.ranks import Rank, owned_rows
+from engram_tables.storage.checking import compare_rows
+from engram_tables.storage.checking.compare import DiffReport, diff_tables
+from engram_tables.storage.checking.compare_kernels import add_distances, mark_unequal_bytes, mark_unequal_values
+from engram_tables.storage.checking.compare_reports import GroupDifference, Measure, common_rows, rows_without
 from engram_tables.storage.row_groups import row_groups, split_by_group
 from engram_tables.storage.sources.source import Source
+from engram_tables.storage.table.manifest import Manifest
+from engram_tables.storage.table.ranks import Rank, owned_rows
 
 FP8 = "fp8-e4m3-e8m0"
 RANGES = st.lists(st.integers(0, 40), unique=True, max_size=10).map(
@@ -270,7 +270,7 @@ def test_blocks_cut_anywhere_give_one_report(tmp_path: Path, monkeypatch: pytest
     records[14][40:60] ^= 1
     b = lay(tmp_path / "b", manifest, records)
     whole = diff_tables(a, b).rows
-    monkeypatch.setattr("engram_tables.storage.compare_rows.BLOCK_BYTES", 33 * 7)
+    monkeypatch.setattr("engram_tables.storage.checking.compare_rows.BLOCK_BYTES", 33 * 7)
     cut = diff_tables(a, b, threads=3).rows
     assert whole is not None
     assert cut is not None

@@ -18,16 +18,16 @@ from typer.testing import CliRunner
 from engram_cli.app import app
 from engram_tables.address.spec_files import spec_to_json
 from engram_tables.errors import CorruptTable, IncompleteTable, InvalidInput, NotATable
-from engram_tables.storage.compare import diff_tables
-from engram_tables.storage.manifest import Manifest
-from engram_tables.storage.ranks import Rank, owned_rows
-from engram_tables.storage.repack import plan_repack
+from engram_tables.storage.building.repack import plan_repack
+from engram_tables.storage.building.writer import build_table
+from engram_tables.storage.checking.compare import diff_tables
+from engram_tables.storage.checking.verify import AgainstReport, verify_tables
 from engram_tables.storage.sides import Opening
 from engram_tables.storage.sources.opening import open_source
 from engram_tables.storage.sources.record import source_record
 from engram_tables.storage.sources.source import closing
-from engram_tables.storage.verify import AgainstReport, verify_tables
-from engram_tables.storage.writer import build_table
+from engram_tables.storage.table.manifest import Manifest
+from engram_tables.storage.table.ranks import Rank, owned_rows
 
 # One of each way in which rows lie: two planar tensors, a tensor a shard with one scale, three regions, a tensor a
 # head, blocks of GGUF, rows that no codec reads.

@@ -20,7 +20,7 @@ from engram_tables.storage.export.exporting import plan_export
 from engram_tables.storage.export.gguf_bytes import key_value_bytes, place_gguf
 from engram_tables.storage.export.placed_files import ExportTensor, PlacedFile
 from engram_tables.storage.export.safetensors_bytes import package_order, place_safetensors
-from engram_tables.storage.reader import StoredTable
+from engram_tables.storage.table.reader import StoredTable
 
 SAFETENSORS = {
     "BOOL": ("bool", 1), "U8": ("uint8", 1), "I8": ("int8", 1), "F8_E5M2": ("float8_e5m2", 1),

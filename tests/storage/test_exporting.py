@@ -19,17 +19,17 @@ from small_tables import lay_table, names_in, random_records, small_manifest, sm
 from engram_tables.address.relatives import LongCatRecipe
 from engram_tables.address.spec import AddressSpec, HistoryRule
 from engram_tables.errors import CapacityError, InvalidInput, SpecMismatch
-from engram_tables.storage.codecs import get_codec
+from engram_tables.storage.building.repack import plan_repack
+from engram_tables.storage.building.writer import build_table, plan_table
+from engram_tables.storage.codecs.codec import get_codec
 from engram_tables.storage.export import exporting
 from engram_tables.storage.export.exporting import export_table, plan_export
 from engram_tables.storage.export.targets import Form
-from engram_tables.storage.ranks import Rank, owned_rows
-from engram_tables.storage.reader import StoredTable
-from engram_tables.storage.repack import plan_repack
 from engram_tables.storage.sides import open_side
 from engram_tables.storage.sources.opening import RawGeometry, open_source
 from engram_tables.storage.sources.source import closing
-from engram_tables.storage.writer import build_table, plan_table
+from engram_tables.storage.table.ranks import Rank, owned_rows
+from engram_tables.storage.table.reader import StoredTable
 
 Records = Mapping[int, NDArray[np.uint8]]
 PACKAGE_DTYPES = {"F8_E4M3": "float8_e4m3fn", "F8_E8M0": "float8_e8m0fnu", "BF16": "bfloat16", "F16": "float16",

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from engram_tables.errors import InvalidInput
-from engram_tables.storage import reference
-from engram_tables.storage.fidelity import Fidelity, Tally
+from engram_tables.storage.codecs import reference
+from engram_tables.storage.codecs.fidelity import Fidelity, Tally
 
 FINITE = st.floats(-(2.0**100), 2.0**100, width=32)
 

@@ -20,14 +20,14 @@ from small_tables import lay_table, random_records, small_manifest, small_spec, 
 
 from engram_tables.errors import InvalidInput
 from engram_tables.fetch.table import open_table
-from engram_tables.storage.codecs import CODEC_NAMES, get_codec
-from engram_tables.storage.features import WRITER_WORDS
-from engram_tables.storage.layout import LAYOUT_NAMES
-from engram_tables.storage.manifest import BLOCK_BYTES, Manifest
-from engram_tables.storage.quantiles import MAGNITUDES_SHA256, normal_magnitudes
-from engram_tables.storage.ranks import Rank, owned_rows
-from engram_tables.storage.reader import StoredTable
+from engram_tables.storage.building.quantiles import MAGNITUDES_SHA256, normal_magnitudes
+from engram_tables.storage.codecs.codec import CODEC_NAMES, get_codec
 from engram_tables.storage.sources.record import SourceRecord
+from engram_tables.storage.table.features import WRITER_WORDS
+from engram_tables.storage.table.layout import LAYOUT_NAMES
+from engram_tables.storage.table.manifest import BLOCK_BYTES, Manifest
+from engram_tables.storage.table.ranks import Rank, owned_rows
+from engram_tables.storage.table.reader import StoredTable
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "reference" / "format.md"

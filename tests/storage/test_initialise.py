@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engram_tables.errors import InvalidInput
-from engram_tables.storage import reference
-from engram_tables.storage.codecs import FRESH_CODEC_NAMES, get_codec
-from engram_tables.storage.initialise import Init, RowFiller, layer_state, mix
+from engram_tables.storage.building.initialise import Init, RowFiller, layer_state, mix
+from engram_tables.storage.codecs import reference
+from engram_tables.storage.codecs.codec import FRESH_CODEC_NAMES, get_codec
 
 
 def rows_of(codec: str, width: int, init: Init, layer_id: int, first_row: int, n_rows: int) -> np.ndarray:

@@ -15,7 +15,7 @@ import pytest
 from made_checkpoints import make_deepseek
 from small_tables import names_in, small_spec, small_table
 
-from engram_tables.storage.verify import verify_tables
+from engram_tables.storage.checking.verify import verify_tables
 
 ENGRAM = [sys.executable, "-c", "from engram_cli.main import main; main()"]
 
@@ -112,7 +112,7 @@ def test_disk_that_fills_up_in_the_middle(tmp_path: Path) -> None:
 READER = """
 import hashlib, sys
 import numpy as np
-from engram_tables.storage.reader import StoredTable
+from engram_tables.storage.table.reader import StoredTable
 with StoredTable(sys.argv[1]) as table:
     print("open", flush=True)
     sys.stdin.readline()
@@ -143,7 +143,7 @@ def test_force_over_a_table_that_another_process_reads(tmp_path: Path, way: str)
             command = [*ENGRAM, "build-table", "--from", str(made.path), "--codec", "f32", "-o", str(path), "--force"]
             if way == "resumed":
                 # The first flush of a directory comes when all blocks are written.
-                stop = "import os; from engram_tables.storage import writer; writer.fsync_directory = os._exit"
+                stop = "import os; from engram_tables.storage.building import writer; writer.fsync_directory = os._exit"
                 killed = [sys.executable, "-c", f"{stop}; from engram_cli.main import main; main()", *command[3:]]
                 subprocess.run(killed, check=False, capture_output=True)
                 assert (tmp_path / "t.work" / "journal").exists()

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engram_tables.errors import InvalidInput
-from engram_tables.storage.codecs import get_codec
+from engram_tables.storage.codecs.codec import get_codec
 from engram_tables.storage.extents import Part
-from engram_tables.storage.layout import LAYOUT_NAMES, get_layout, shard_path
+from engram_tables.storage.table.layout import LAYOUT_NAMES, get_layout, shard_path
 
 names = st.sampled_from([name for name in LAYOUT_NAMES if name != "split"])
 row_sizes = st.integers(1, 4096)

@@ -18,15 +18,15 @@ from small_tables import lay_table, random_records, small_manifest, small_spec
 
 from engram_tables.byte_files import LocalFile
 from engram_tables.errors import CorruptTable, IncompleteTable, InvalidInput, TableError, UnsupportedTable
-from engram_tables.storage.codecs import get_codec
+from engram_tables.storage.codecs.codec import get_codec
 from engram_tables.storage.extents import Extent, Part
-from engram_tables.storage.manifest import Manifest
-from engram_tables.storage.ranks import Rank, owned_rows
-from engram_tables.storage.reader import StoredTable
-from engram_tables.storage.shards import plan_shards, shard_header
 from engram_tables.storage.sources.opening import open_source
 from engram_tables.storage.sources.record import SourceRecord, source_record
 from engram_tables.storage.sources.source import ScaleTensor, Source, SourceTensor, closing
+from engram_tables.storage.table.manifest import Manifest
+from engram_tables.storage.table.ranks import Rank, owned_rows
+from engram_tables.storage.table.reader import StoredTable
+from engram_tables.storage.table.shards import plan_shards, shard_header
 
 Change = Callable[[dict[str, Any]], object]
 

@@ -22,8 +22,8 @@ from engram_tables.errors import (
     TableError,
     UnsupportedTable,
 )
-from engram_tables.storage.manifest import Manifest
-from engram_tables.storage.reader import StoredTable
+from engram_tables.storage.table.manifest import Manifest
+from engram_tables.storage.table.reader import StoredTable
 from engram_tables.units import canonical_json
 
 

@@ -14,8 +14,8 @@ from engram_tables.address.presets import load_spec
 from engram_tables.address.spec import AddressSpec
 from engram_tables.errors import InvalidInput
 from engram_tables.storage.extents import Ranges, n_rows_of
-from engram_tables.storage.ranks import Rank, check_ranks, owned_rows
-from engram_tables.storage.reader import StoredTable
+from engram_tables.storage.table.ranks import Rank, check_ranks, owned_rows
+from engram_tables.storage.table.reader import StoredTable
 
 BY = ["head", "rows", "layer"]
 

@@ -22,16 +22,16 @@ from engram_tables.corpus.counts.count_corpus import plan_count, run_count
 from engram_tables.corpus.counts.counts_store import open_counts
 from engram_tables.corpus.tokens.token_shards import write_tokens
 from engram_tables.errors import CapacityError, CorruptTable, InvalidInput, NotATable
-from engram_tables.storage.codecs import get_codec
+from engram_tables.storage.building.repack import plan_ranks, plan_repack
+from engram_tables.storage.building.writer import build_table, build_tables
+from engram_tables.storage.checking.verify import verify_tables
+from engram_tables.storage.codecs.codec import get_codec
 from engram_tables.storage.export.exporting import export_table, plan_export
-from engram_tables.storage.ranks import Rank, check_ranks, with_ranks
-from engram_tables.storage.reader import StoredTable
-from engram_tables.storage.repack import plan_ranks, plan_repack
 from engram_tables.storage.sides import Opening, open_side
 from engram_tables.storage.sources.opening import RawGeometry, open_source
 from engram_tables.storage.sources.source import Source, closing
-from engram_tables.storage.verify import verify_tables
-from engram_tables.storage.writer import build_table, build_tables
+from engram_tables.storage.table.ranks import Rank, check_ranks, with_ranks
+from engram_tables.storage.table.reader import StoredTable
 from engram_tables.units import ProgressHook
 
 SMALL = {"block_bytes": 4096, "shard_bytes": 24 * 1024}

@@ -18,10 +18,10 @@ from small_tables import small_manifest, small_spec
 
 from engram_tables.errors import InvalidInput
 from engram_tables.storage.extents import Extent, Part, n_rows_of, ranges_of
-from engram_tables.storage.manifest import Manifest
-from engram_tables.storage.reader import StoredTable
 from engram_tables.storage.row_files import RowFiles
-from engram_tables.storage.shards import plan_shards, shard_header
+from engram_tables.storage.table.manifest import Manifest
+from engram_tables.storage.table.reader import StoredTable
+from engram_tables.storage.table.shards import plan_shards, shard_header
 
 FLASH_ROWS = 384_006_168
 

@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 from small_tables import lay_table, random_records, small_manifest, small_spec, small_table
 
 from engram_tables.errors import IncompleteTable, InvalidInput, SpecMismatch
-from engram_tables.storage import verify_blocks
-from engram_tables.storage.compare_reports import Measure
-from engram_tables.storage.manifest import Manifest
-from engram_tables.storage.ranks import Rank, owned_rows
-from engram_tables.storage.reader import StoredTable
-from engram_tables.storage.table_source import table_source
-from engram_tables.storage.verify import VerifyReport, verify_table, verify_tables
+from engram_tables.storage.checking import verify_blocks
+from engram_tables.storage.checking.compare_reports import Measure
+from engram_tables.storage.checking.verify import VerifyReport, verify_table, verify_tables
+from engram_tables.storage.table.manifest import Manifest
+from engram_tables.storage.table.ranks import Rank, owned_rows
+from engram_tables.storage.table.reader import StoredTable
+from engram_tables.storage.table.table_source import table_source
 
 FP8 = "fp8-e4m3-e8m0"
 

@@ -16,8 +16,8 @@ from engram_tables.errors import InvalidInput, NotATable, SpecMismatch
 from engram_tables.fetch.engines import ENGINES, Engine, GatherEngine
 from engram_tables.fetch.leases import Leases
 from engram_tables.fetch.placement import Batch, Placements
-from engram_tables.storage.reader import StoredTable
 from engram_tables.storage.row_files import RowFiles
+from engram_tables.storage.table.reader import StoredTable
 
 AUTO = "auto"
 ENGINE_NAMES = (AUTO, *ENGINES)

@@ -18,12 +18,12 @@ from engram_tables.inspect.counted_files import CountedFile, CountedFolder, Read
 from engram_tables.inspect.page_costs import touched_pages
 from engram_tables.safetensors_file import checkpoint_headers
 from engram_tables.storage.extents import Extent, n_rows_of
-from engram_tables.storage.layout import MANIFEST_NAME
-from engram_tables.storage.manifest import Manifest
 from engram_tables.storage.sources.links import check_links
 from engram_tables.storage.sources.opening import open_source
 from engram_tables.storage.sources.source import Source, closing
-from engram_tables.storage.table_source import open_remote_table
+from engram_tables.storage.table.layout import MANIFEST_NAME
+from engram_tables.storage.table.manifest import Manifest
+from engram_tables.storage.table.table_source import open_remote_table
 from engram_tables.units import PAGE_BYTES
 
 if TYPE_CHECKING:

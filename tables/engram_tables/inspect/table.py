@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engram_tables.storage.extents import Extent, n_rows_of
-from engram_tables.storage.reader import StoredTable
 from engram_tables.storage.row_files import RowFiles
 from engram_tables.storage.sources.opening import SourceRows
+from engram_tables.storage.table.reader import StoredTable
 
 if TYPE_CHECKING:
     from engram_tables.fetch.table import Table

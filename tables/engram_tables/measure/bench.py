@@ -40,7 +40,7 @@ from engram_tables.measure.lookups import (
 from engram_tables.measure.residency import evict, huge_page_bytes, preload, resident_bytes
 from engram_tables.measure.timing import Case, interleave
 from engram_tables.measure.trace import text_trace, uniform_trace
-from engram_tables.storage.reader import StoredTable
+from engram_tables.storage.table.reader import StoredTable
 from engram_tables.units import PAGE_BYTES, ProgressHook
 
 SCHEMA = "engram.bench-offload/1"

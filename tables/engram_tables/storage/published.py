@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from engram_tables.address.presets import PRESETS
 from engram_tables.address.recipes import Outline
-from engram_tables.storage.codecs import BF16, F32, FP8, get_codec
+from engram_tables.storage.codecs.codec import BF16, F32, FP8, get_codec
 
 # The demo has no release; its module holds float32.
 _CODECS = {

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from engram_tables.address.spec import AddressSpec
 from engram_tables.errors import InvalidInput
-from engram_tables.storage.codecs import Codec
+from engram_tables.storage.codecs.codec import Codec
 from engram_tables.storage.extents import Extent, Part, Ranges, ranges_of
 
 

@@ -12,11 +12,11 @@ from engram_tables.address.spec import AddressSpec
 from engram_tables.address.vocabulary import Vocabulary
 from engram_tables.byte_files import LocalFolder, is_url
 from engram_tables.storage.extents import Ranges
-from engram_tables.storage.manifest import Manifest
-from engram_tables.storage.reader import StoredTable
 from engram_tables.storage.sources.opening import RawGeometry, open_source
 from engram_tables.storage.sources.source import Source
-from engram_tables.storage.table_source import find_table, open_remote_table, table_source
+from engram_tables.storage.table.manifest import Manifest
+from engram_tables.storage.table.reader import StoredTable
+from engram_tables.storage.table.table_source import find_table, open_remote_table, table_source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

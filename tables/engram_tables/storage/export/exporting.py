@@ -20,16 +20,16 @@ from numpy.typing import NDArray
 
 from engram_tables.errors import CapacityError, InvalidInput, SpecMismatch
 from engram_tables.files import fsync_directory, new_directory, new_file, refuse_existing
-from engram_tables.storage.codecs import FP8_SCALAR, Codec, get_codec
+from engram_tables.storage.codecs.codec import FP8_SCALAR, Codec, get_codec
 from engram_tables.storage.export.placed_files import PlacedFile, Stretch
 from engram_tables.storage.export.replacing import check_directory, check_file
 from engram_tables.storage.export.source_files import GGUF, source_files
 from engram_tables.storage.export.targets import TARGETS, Form, Rows, files_of
-from engram_tables.storage.ranks import check_ranks
-from engram_tables.storage.reader import StoredTable
 from engram_tables.storage.sources.reading import read_records
 from engram_tables.storage.sources.record import SourceRecord
-from engram_tables.storage.table_source import table_source
+from engram_tables.storage.table.ranks import check_ranks
+from engram_tables.storage.table.reader import StoredTable
+from engram_tables.storage.table.table_source import table_source
 from engram_tables.threads import resolve_threads, run_all
 from engram_tables.units import ProgressHook, format_bytes
 

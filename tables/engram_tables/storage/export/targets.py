@@ -18,7 +18,7 @@ from engram_tables.address.spec import AddressSpec, Family, HistoryRule, LayerAd
 from engram_tables.address.vocabulary import Vocabulary
 from engram_tables.errors import InvalidInput
 from engram_tables.safetensors_file import INDEX_NAME
-from engram_tables.storage.codecs import BF16, F16, F32, FP8, FP8_SCALAR, INT4_G32, Q8_0, Codec
+from engram_tables.storage.codecs.codec import BF16, F16, F32, FP8, FP8_SCALAR, INT4_G32, Q8_0, Codec
 from engram_tables.storage.export.gguf_bytes import key_value_bytes, place_gguf
 from engram_tables.storage.export.placed_files import ExportTensor, PlacedFile, PlacedTensor, Stretch
 from engram_tables.storage.export.safetensors_bytes import package_order, place_safetensors

@@ -9,7 +9,7 @@ from engram_tables.address.spec import AddressSpec
 from engram_tables.byte_files import ByteFile, Folder
 from engram_tables.errors import InvalidInput
 from engram_tables.gguf_file import GgufHeader, GgufTensor, read_gguf
-from engram_tables.storage.codecs import get_codec
+from engram_tables.storage.codecs.codec import get_codec
 from engram_tables.storage.sources.assembling import Container, Stretch, assemble, layer_in
 from engram_tables.storage.sources.pieces import listed, looks_like_rows
 from engram_tables.storage.sources.row_formats import RowFormat, packed

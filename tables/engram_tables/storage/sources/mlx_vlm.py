@@ -22,7 +22,7 @@ from engram_tables.safetensors_file import (
     checkpoint_names,
     read_safetensors_header,
 )
-from engram_tables.storage.codecs import get_codec
+from engram_tables.storage.codecs.codec import get_codec
 from engram_tables.storage.sources.assembling import Container, Stretch, assemble
 from engram_tables.storage.sources.links import check_link
 from engram_tables.storage.sources.pieces import BIASES, SCALES, WEIGHTS, Piece, find_pieces

@@ -13,7 +13,6 @@ from engram_tables.byte_files import ByteFile, Folder, LocalFile, is_url, open_p
 from engram_tables.errors import InvalidInput
 from engram_tables.safetensors_file import checkpoint_headers, checkpoint_names
 from engram_tables.storage.extents import Part
-from engram_tables.storage.ranks import refuse_ranks
 from engram_tables.storage.row_files import RowFile, RowFiles
 from engram_tables.storage.sources.addressing import (
     agreed_spec,
@@ -29,6 +28,7 @@ from engram_tables.storage.sources.mlx_vlm import STORE_NAME, mlx_vlm_source
 from engram_tables.storage.sources.raw import RawGeometry, raw_source
 from engram_tables.storage.sources.safetensors_tables import safetensors_source
 from engram_tables.storage.sources.source import Source
+from engram_tables.storage.table.ranks import refuse_ranks
 
 __all__ = ["RawGeometry", "SourceRows", "open_rows", "open_source"]
 

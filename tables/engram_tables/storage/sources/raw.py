@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from engram_tables.address.spec import AddressSpec
 from engram_tables.byte_files import ByteFile
 from engram_tables.errors import InvalidInput
-from engram_tables.storage.codecs import Codec, get_codec
+from engram_tables.storage.codecs.codec import Codec, get_codec
 from engram_tables.storage.sources.assembling import Container, Stretch, assemble, layer_in
 from engram_tables.storage.sources.row_formats import packed
 from engram_tables.storage.sources.source import Source

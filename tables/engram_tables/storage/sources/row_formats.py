@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from engram_tables.errors import InvalidInput
-from engram_tables.storage.codecs import FP8_SCALAR, Codec, get_codec
+from engram_tables.storage.codecs.codec import FP8_SCALAR, Codec, get_codec
 from engram_tables.storage.extents import Part
 from engram_tables.storage.sources.pieces import (
     BIASES,

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from engram_tables.address.spec import AddressSpec
 from engram_tables.byte_files import ByteFile
-from engram_tables.storage.codecs import Codec
+from engram_tables.storage.codecs.codec import Codec
 from engram_tables.storage.extents import Extent, Part, Ranges, ranges_of
 
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 from engram_tables.errors import InvalidInput
 from engram_tables.storage.extents import Part
-from engram_tables.storage.layout import shard_path
+from engram_tables.storage.table.layout import shard_path
 from engram_tables.units import PAGE_BYTES, canonical_json
 
 if TYPE_CHECKING:
-    from engram_tables.storage.manifest import Manifest
+    from engram_tables.storage.table.manifest import Manifest
 
 ROWS_SCHEMA = "engram.rows/2"
 NO_DIGEST = "0" * 64

@@ -16,24 +16,24 @@ from numpy.typing import NDArray
 from engram_tables.byte_files import is_url
 from engram_tables.corpus.outputs import refuse_overlap
 from engram_tables.errors import InvalidInput
-from engram_tables.storage.codecs import Codec, get_codec
+from engram_tables.storage.building.makers import RecordMaker, RecordWriter
+from engram_tables.storage.building.row_weights import RowWeights, check_counts
+from engram_tables.storage.building.writer import SHARD_BYTES, TablePlan, bind_vocabulary, rank_name
+from engram_tables.storage.codecs.codec import Codec, get_codec
 from engram_tables.storage.extents import Part, Ranges
-from engram_tables.storage.layout import VOCABULARY_NAME
-from engram_tables.storage.makers import RecordMaker, RecordWriter
-from engram_tables.storage.manifest import BLOCK_BYTES, Manifest
-from engram_tables.storage.ranks import Rank, owned_rows
 from engram_tables.storage.row_groups import row_groups
-from engram_tables.storage.row_weights import RowWeights, check_counts
-from engram_tables.storage.shards import plan_shards
 from engram_tables.storage.sources.reading import read_part, read_records
 from engram_tables.storage.sources.record import source_record
 from engram_tables.storage.sources.source import Source
-from engram_tables.storage.writer import SHARD_BYTES, TablePlan, bind_vocabulary, rank_name
+from engram_tables.storage.table.layout import VOCABULARY_NAME
+from engram_tables.storage.table.manifest import BLOCK_BYTES, Manifest
+from engram_tables.storage.table.ranks import Rank, owned_rows
+from engram_tables.storage.table.shards import plan_shards
 from engram_tables.units import Stage
 
 if TYPE_CHECKING:
     from engram_tables.corpus.counts.counts_store import Counts
-    from engram_tables.storage.fidelity import Fidelity
+    from engram_tables.storage.codecs.fidelity import Fidelity
 
 _TILE_BYTES = 2**20
 _TILE_VALUES = 2**18
@@ -322,7 +322,7 @@ class _Reencoder:
 
     def begin(self, layer_id: int, rows: range) -> None:
         """See `RecordWriter`."""
-        from engram_tables.storage.fidelity import Fidelity
+        from engram_tables.storage.codecs.fidelity import Fidelity
 
         self._judged = rows
         self._fidelity = Fidelity() if rows else None

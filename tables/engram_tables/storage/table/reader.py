@@ -23,11 +23,11 @@ from engram_tables.errors import (
     UnsupportedTable,
 )
 from engram_tables.storage.extents import Extent
-from engram_tables.storage.layout import MANIFEST_NAME, VOCABULARY_NAME, Layout
-from engram_tables.storage.manifest import Manifest, VocabularyRecord
-from engram_tables.storage.ranks import refuse_ranks
 from engram_tables.storage.row_files import RowFile, RowFiles
-from engram_tables.storage.shards import ShardRecord, shard_header
+from engram_tables.storage.table.layout import MANIFEST_NAME, VOCABULARY_NAME, Layout
+from engram_tables.storage.table.manifest import Manifest, VocabularyRecord
+from engram_tables.storage.table.ranks import refuse_ranks
+from engram_tables.storage.table.shards import ShardRecord, shard_header
 
 if TYPE_CHECKING:
     from engram_tables.address.vocabulary import Vocabulary

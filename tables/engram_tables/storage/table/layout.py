@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 
 from engram_tables.errors import InvalidInput
-from engram_tables.storage.codecs import RECORDS, Codec
+from engram_tables.storage.codecs.codec import RECORDS, Codec
 from engram_tables.storage.extents import Part
 from engram_tables.units import PAGE_BYTES
 

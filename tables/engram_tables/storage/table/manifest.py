@@ -16,14 +16,14 @@ from typing import Any, NoReturn, Self
 
 from engram_tables.address.spec import AddressSpec
 from engram_tables.errors import CorruptTable, InvalidInput, NotATable, TableError, UnsupportedTable
-from engram_tables.storage.codecs import Codec, get_codec
+from engram_tables.storage.building.initialise import INIT_NAMES, ZEROS, Init
+from engram_tables.storage.codecs.codec import Codec, get_codec
 from engram_tables.storage.extents import Part, Ranges
-from engram_tables.storage.features import WRITER_WORDS, check_reader_features, feature_words, reader_words
-from engram_tables.storage.initialise import INIT_NAMES, ZEROS, Init
-from engram_tables.storage.layout import Layout, get_layout
-from engram_tables.storage.ranks import Rank, owned_rows
-from engram_tables.storage.shards import ShardRecord, check_shards, need
 from engram_tables.storage.sources.record import SourceRecord
+from engram_tables.storage.table.features import WRITER_WORDS, check_reader_features, feature_words, reader_words
+from engram_tables.storage.table.layout import Layout, get_layout
+from engram_tables.storage.table.ranks import Rank, owned_rows
+from engram_tables.storage.table.shards import ShardRecord, check_shards, need
 from engram_tables.units import PAGE_BYTES, canonical_json, int_from_json, json_int
 
 SCHEMA = "engram.table/2"

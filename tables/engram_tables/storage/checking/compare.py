@@ -13,12 +13,12 @@ from pathlib import Path
 from engram_tables.address.spec import AddressSpec
 from engram_tables.byte_files import is_url
 from engram_tables.errors import InvalidInput
-from engram_tables.storage.compare_reports import Measure, RowsReport, common_rows, rows_without
-from engram_tables.storage.compare_rows import compare_rows
+from engram_tables.storage.checking.compare_reports import Measure, RowsReport, common_rows, rows_without
+from engram_tables.storage.checking.compare_rows import compare_rows
 from engram_tables.storage.extents import Ranges, n_rows_of
 from engram_tables.storage.sides import AS_IT_IS, Opening, Side, open_side, side_of
 from engram_tables.storage.sources.source import Source
-from engram_tables.storage.table_source import find_table
+from engram_tables.storage.table.table_source import find_table
 from engram_tables.units import ProgressHook, json_int
 
 TABLE, CHECKPOINT = "table", "checkpoint"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engram_tables.storage.reader import StoredTable
+from engram_tables.storage.table.reader import StoredTable
 from engram_tables.threads import run_all
 from engram_tables.units import ProgressHook
 

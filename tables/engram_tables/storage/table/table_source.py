@@ -16,12 +16,12 @@ from pathlib import Path
 from engram_tables.byte_files import ByteFile, Folder, LocalFile, LocalFolder, open_place
 from engram_tables.errors import CorruptTable, IncompleteTable, NotATable
 from engram_tables.storage.extents import Extent
-from engram_tables.storage.layout import MANIFEST_NAME
-from engram_tables.storage.manifest import Manifest
-from engram_tables.storage.reader import StoredTable
 from engram_tables.storage.row_files import RowFile
-from engram_tables.storage.shards import ShardRecord, shard_header
 from engram_tables.storage.sources.source import Source, SourceTensor
+from engram_tables.storage.table.layout import MANIFEST_NAME
+from engram_tables.storage.table.manifest import Manifest
+from engram_tables.storage.table.reader import StoredTable
+from engram_tables.storage.table.shards import ShardRecord, shard_header
 
 TABLE_FORM = "table"
 _MAX_MANIFEST_BYTES = 2**30

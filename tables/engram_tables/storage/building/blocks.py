@@ -22,15 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_tables.errors import CapacityError
-from engram_tables.storage.build_journal import BlockKey, BuildJournal, FinishedBlock
+from engram_tables.storage.building.journal import BlockKey, BuildJournal, FinishedBlock
+from engram_tables.storage.building.makers import RecordMaker, RecordWriter
 from engram_tables.storage.extents import Part
-from engram_tables.storage.makers import RecordMaker, RecordWriter
-from engram_tables.storage.manifest import Manifest
-from engram_tables.storage.shards import NO_DIGEST, ShardRecord, shard_header
+from engram_tables.storage.table.manifest import Manifest
+from engram_tables.storage.table.shards import NO_DIGEST, ShardRecord, shard_header
 from engram_tables.units import ProgressHook, format_bytes
 
 if TYPE_CHECKING:
-    from engram_tables.storage.fidelity import Fidelity
+    from engram_tables.storage.codecs.fidelity import Fidelity
 
 PROCESS_BYTES = 192 * 2**20
 """Of the memory given, what the interpreter, the libraries and compiled kernels take."""
@@ -144,7 +144,7 @@ class BlockRun:
         for key in sorted(key for key in self._finished if key.table_idx == table_idx):
             found = self._finished[key].fidelity
             if found is not None:
-                from engram_tables.storage.fidelity import Fidelity
+                from engram_tables.storage.codecs.fidelity import Fidelity
 
                 one = Fidelity.from_json(found, where=str(self._journal.path))
                 if total is None:

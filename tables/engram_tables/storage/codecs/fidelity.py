@@ -90,7 +90,7 @@ class Fidelity:
         weights
             uint64 (n,).
         """
-        from engram_tables.storage.fidelity_kernels import Sums, add_rows
+        from engram_tables.storage.codecs.fidelity_kernels import Sums, add_rows
 
         n_rows = len(original)
         for name, array, dtype, shape in (

@@ -210,7 +210,7 @@ class Codec:
 
     def _encode(self, bits: NDArray[np.uint32], limit_bits: np.uint32, out: NDArray[np.uint8]) -> int:
         """Write records of `bits` uint32 (n, width); the first row that cannot be stored, or -1."""
-        from engram_tables.storage import codec_kernels, kernels
+        from engram_tables.storage.codecs import block_kernels, kernels
 
         # Kernels of blocks return a block, and -1 // n_groups is -1 too.
         groups, n_groups = bits.reshape(-1, 32) if self.group_values == 32 else bits, bits.shape[1] // 32
@@ -220,19 +220,19 @@ class Codec:
             case "bf16":
                 return int(kernels.encode_bf16(bits, limit_bits, len(out), out.view(np.uint16), 0))
             case "f16":
-                return int(codec_kernels.encode_f16(bits, limit_bits, out.view(np.uint16)))
+                return int(block_kernels.encode_f16(bits, limit_bits, out.view(np.uint16)))
             case "fp8-e4m3-e8m0":
                 return int(kernels.encode_fp8(groups, limit_bits, len(out), out, 0))
             case "fp8-e4m3-scalar":
                 return int(kernels.encode_fp8_scalar(bits, limit_bits, self.scale, out))
             case "int8-row":
-                return int(codec_kernels.encode_int8_row(bits, limit_bits, out))
+                return int(block_kernels.encode_int8_row(bits, limit_bits, out))
             case "int4-g32":
-                return int(codec_kernels.encode_int4_g32(groups, limit_bits, out))
+                return int(block_kernels.encode_int4_g32(groups, limit_bits, out))
             case "q8_0":
-                return int(codec_kernels.encode_q8_0(groups, limit_bits, out.reshape(-1, 34)) // n_groups)
+                return int(block_kernels.encode_q8_0(groups, limit_bits, out.reshape(-1, 34)) // n_groups)
             case "q4_0":
-                return int(codec_kernels.encode_q4_0(groups, limit_bits, out.reshape(-1, 18)) // n_groups)
+                return int(block_kernels.encode_q4_0(groups, limit_bits, out.reshape(-1, 18)) // n_groups)
         raise AssertionError(self.name)
 
     def decode(self, records: NDArray[np.uint8], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
@@ -249,14 +249,14 @@ class Codec:
         return out
 
     def _decode(self, records: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
-        from engram_tables.storage import codec_kernels, kernels
+        from engram_tables.storage.codecs import block_kernels, kernels
 
         groups = out.reshape(-1, 32) if self.group_values == 32 else out
         match self.name:
             case "f32":
                 out.view(np.uint8)[:] = records
             case "f16":
-                codec_kernels.decode_f16(_flat(records, np.dtype(np.uint16)), out.reshape(-1))
+                block_kernels.decode_f16(_flat(records, np.dtype(np.uint16)), out.reshape(-1))
             case "bf16":
                 kernels.decode_bf16(_flat(records, np.dtype(np.uint16)), _flat(out, np.dtype(np.uint32)))
             case "fp8-e4m3-e8m0":
@@ -264,15 +264,15 @@ class Codec:
             case "fp8-e4m3-scalar":
                 kernels.decode_fp8_scalar(records, self.scale, out)
             case "int8-row":
-                codec_kernels.decode_int8_row(records, out)
+                block_kernels.decode_int8_row(records, out)
             case "int4-g32":
-                codec_kernels.decode_int4_g32(records, groups)
+                block_kernels.decode_int4_g32(records, groups)
             case "q8_0":
-                codec_kernels.decode_q8_0(records.reshape(-1, 34), groups)
+                block_kernels.decode_q8_0(records.reshape(-1, 34), groups)
             case "q4_0":
-                codec_kernels.decode_q4_0(records.reshape(-1, 18), groups)
+                block_kernels.decode_q4_0(records.reshape(-1, 18), groups)
             case "iq4_nl":
-                codec_kernels.decode_iq4_nl(records.reshape(-1, 18), groups)
+                block_kernels.decode_iq4_nl(records.reshape(-1, 18), groups)
 
     def _refuse_opaque(self, what: str) -> None:
         if not self.can_decode:

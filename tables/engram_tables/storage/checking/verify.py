@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from engram_tables.errors import InvalidInput, SpecMismatch
-from engram_tables.storage.compare_reports import Measure, RowsReport, common_rows, rows_without
-from engram_tables.storage.compare_rows import compare_rows
+from engram_tables.storage.checking.compare_reports import Measure, RowsReport, common_rows, rows_without
+from engram_tables.storage.checking.compare_rows import compare_rows
+from engram_tables.storage.checking.verify_blocks import BlockCheck, DamagedBlock
 from engram_tables.storage.extents import n_rows_of
-from engram_tables.storage.manifest import Manifest
-from engram_tables.storage.ranks import Rank, check_ranks
-from engram_tables.storage.reader import StoredTable
 from engram_tables.storage.sources.source import Source
-from engram_tables.storage.table_source import table_source
-from engram_tables.storage.verify_blocks import BlockCheck, DamagedBlock
+from engram_tables.storage.table.manifest import Manifest
+from engram_tables.storage.table.ranks import Rank, check_ranks
+from engram_tables.storage.table.reader import StoredTable
+from engram_tables.storage.table.table_source import table_source
 from engram_tables.threads import resolve_threads
 from engram_tables.units import ProgressHook, canonical_json
 

@@ -18,21 +18,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from engram_tables.address.spec import AddressSpec
 from engram_tables.errors import CapacityError, InvalidInput
 from engram_tables.files import check_exchange, fsync_directory, refuse_existing, rename_directory
-from engram_tables.storage.build_blocks import BlockRun, TableJob, reserve, threads_within, write_file
-from engram_tables.storage.build_journal import BlockKey, BuildJournal, FinishedBlock
-from engram_tables.storage.codecs import get_codec
-from engram_tables.storage.initialise import Init
-from engram_tables.storage.layout import MANIFEST_NAME, VOCABULARY_NAME
-from engram_tables.storage.makers import InitMaker, RecordMaker
-from engram_tables.storage.manifest import BLOCK_BYTES, Manifest, VocabularyRecord
-from engram_tables.storage.ranks import RANK_NAME
-from engram_tables.storage.shards import plan_shards
+from engram_tables.storage.building.blocks import BlockRun, TableJob, reserve, threads_within, write_file
+from engram_tables.storage.building.initialise import Init
+from engram_tables.storage.building.journal import BlockKey, BuildJournal, FinishedBlock
+from engram_tables.storage.building.makers import InitMaker, RecordMaker
+from engram_tables.storage.codecs.codec import get_codec
+from engram_tables.storage.table.layout import MANIFEST_NAME, VOCABULARY_NAME
+from engram_tables.storage.table.manifest import BLOCK_BYTES, Manifest, VocabularyRecord
+from engram_tables.storage.table.ranks import RANK_NAME
+from engram_tables.storage.table.shards import plan_shards
 from engram_tables.threads import resolve_threads
 from engram_tables.units import Stage, format_bytes, unwatched
 from engram_tables.work_directory import PLAN_NAME, WorkDirectory, work_path
 
 if TYPE_CHECKING:
-    from engram_tables.storage.fidelity import Fidelity
+    from engram_tables.storage.codecs.fidelity import Fidelity
 
 SHARD_BYTES = 4 * 2**30
 MEMORY_BYTES = 2**30

@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from engram_tables.storage.float_bits import bits_of, float_of
+from engram_tables.storage.codecs.float_bits import bits_of, float_of
 
 _TWO = np.uint64(2)
 _MAGNITUDE = np.uint32(0x7FFFFFFF)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_tables.storage.codecs import Codec
-from engram_tables.storage.initialise import Init, RowFiller
-from engram_tables.storage.layout import Layout
+from engram_tables.storage.building.initialise import Init, RowFiller
+from engram_tables.storage.codecs.codec import Codec
+from engram_tables.storage.table.layout import Layout
 from engram_tables.units import Stage
 
 if TYPE_CHECKING:
-    from engram_tables.storage.fidelity import Fidelity
+    from engram_tables.storage.codecs.fidelity import Fidelity
 
 _TILE_BYTES = 2**20
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from engram_tables.address.spec import AddressSpec, LayerAddressing
 from engram_tables.errors import InvalidInput
 from engram_tables.storage.extents import Ranges
-from engram_tables.storage.layout import MANIFEST_NAME
+from engram_tables.storage.table.layout import MANIFEST_NAME
 
 RANK_NAME = re.compile(r"rank-(0|[1-9][0-9]{0,8})-of-([1-9][0-9]{0,8})")
 

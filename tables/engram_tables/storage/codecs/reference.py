@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from statistics import NormalDist
 
-from engram_tables.storage.initialise import layer_state, mix
+from engram_tables.storage.building.initialise import layer_state, mix
 
 _MASK = 2**64 - 1
 _GAMMA = 0x9E3779B97F4A7C15

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from engram_tables.storage.float_bits import bits_of, float_of
-from engram_tables.storage.quantiles import normal_magnitudes
+from engram_tables.storage.building.quantiles import normal_magnitudes
+from engram_tables.storage.codecs.float_bits import bits_of, float_of
 
 # Constants of the compiled code: as an argument, a table might overlap `out`, and no loop would become vectors.
 _MAGNITUDES = normal_magnitudes()

@@ -18,9 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_tables.errors import InvalidInput
-from engram_tables.storage.codecs import Section
-from engram_tables.storage.compare_kernels import add_distances, mark_unequal_bytes, mark_unequal_values
-from engram_tables.storage.compare_reports import GroupDifference, Measure, PartDifference, RowDifference, RowsReport
+from engram_tables.storage.checking.compare_kernels import add_distances, mark_unequal_bytes, mark_unequal_values
+from engram_tables.storage.checking.compare_reports import (
+    GroupDifference,
+    Measure,
+    PartDifference,
+    RowDifference,
+    RowsReport,
+)
+from engram_tables.storage.codecs.codec import Section
 from engram_tables.storage.extents import Part, Ranges, n_rows_of
 from engram_tables.storage.row_groups import RowGroup, row_groups, split_by_group
 from engram_tables.storage.sources.reading import read_records

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_tables.errors import InvalidInput
-from engram_tables.storage.codecs import BF16, F32, FP8, Codec
+from engram_tables.storage.codecs.codec import BF16, F32, FP8, Codec
 from engram_tables.units import json_int
 
 NORMAL = "normal"
@@ -79,7 +79,7 @@ class RowFiller:
         if init.kind == ZEROS:
             self._zero = codec.encode(np.zeros((1, row_width), dtype=np.float32))
             return
-        from engram_tables.storage import kernels
+        from engram_tables.storage.codecs import kernels
 
         n_rows = max(1, _TILE_VALUES // row_width)
         self._row_words = -(-row_width // VALUES_PER_WORD)
@@ -106,7 +106,7 @@ class RowFiller:
         if self._init.kind == ZEROS:
             out[:] = self._zero
             return
-        from engram_tables.storage import kernels
+        from engram_tables.storage.codecs import kernels
 
         state = np.uint64(layer_state(self._init.seed, layer_id))
         arguments = (state, np.uint64(first_row * self._row_words), self._std, self._tile)
@@ -122,7 +122,7 @@ class RowFiller:
     def _fill_by_tiles(
         self, state: np.uint64, first_word: np.uint64, std: np.float32, tile: Any, out: NDArray[np.uint8]
     ) -> None:
-        from engram_tables.storage import kernels
+        from engram_tables.storage.codecs import kernels
 
         for start in range(0, len(out), len(tile.values)):
             values = tile.values[: len(out) - start]

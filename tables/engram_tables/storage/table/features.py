@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from engram_tables.errors import InvalidInput, UnsupportedTable
-from engram_tables.storage.codecs import CODEC_NAMES
-from engram_tables.storage.layout import LAYOUT_NAMES
+from engram_tables.storage.codecs.codec import CODEC_NAMES
+from engram_tables.storage.table.layout import LAYOUT_NAMES
 
 OWNED = "owned"
 WRITER_WORDS = ("init", "source", "vocabulary")

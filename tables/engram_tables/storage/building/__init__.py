@@ -1,0 +1,1 @@
+"""Tables are written: planned to the byte, block by block, resumable."""

@@ -1,0 +1,1 @@
+"""Is a table whole, is it the source's, and where do two differ?"""

@@ -1,0 +1,1 @@
+"""A table directory of ours: what its files hold, and opening it."""
