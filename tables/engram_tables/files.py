@@ -135,6 +135,35 @@ def fsync_directory(path: Path) -> None:
         os.close(fd)
 
 
+def read_at(fd: int, buffer: memoryview, offset: int) -> memoryview:
+    """Fill `buffer` from the file; what is returned is shorter where the file ends before."""
+    done = 0
+    while done < len(buffer):
+        n_bytes = os.preadv(fd, [buffer[done:]], offset + done)
+        if n_bytes == 0:
+            break
+        done += n_bytes
+    return buffer[:done]
+
+
+def write_at(fd: int, data: memoryview, offset: int) -> None:
+    """All of `data` into the file, however many calls it takes."""
+    done = 0
+    while done < len(data):
+        done += os.pwrite(fd, data[done:], offset + done)
+
+
+def allocate(fd: int, file_bytes: int) -> None:
+    """Give the file its length; its blocks too where the filesystem can, so that a full disk is met before the work."""
+    if hasattr(os, "posix_fallocate") and file_bytes:
+        try:
+            os.posix_fallocate(fd, 0, file_bytes)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
+    os.ftruncate(fd, file_bytes)
+
+
 def _sibling(path: Path) -> Path:
     # The name is cut so that even the longest one leaves room for the rest.
     return path.with_name(f".{path.name[:50]}.{os.getpid()}-{secrets.token_hex(4)}.partial")

@@ -109,14 +109,14 @@ def test_what_does_not_open_is_not_verified(tmp_path: Path) -> None:
 
 def test_blocks_that_cannot_be_read_are_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = small_table(tmp_path / "t")
-    read = verify_blocks._read
+    read = verify_blocks.read_at
 
     def fail_once(fd: int, buffer: memoryview, offset: int) -> memoryview:
         if offset == 4096:
             raise OSError(5, "Input/output error")
         return read(fd, buffer, offset)
 
-    monkeypatch.setattr(verify_blocks, "_read", fail_once)
+    monkeypatch.setattr(verify_blocks, "read_at", fail_once)
     assert {damage.found for damage in verify_table(path).damaged} == {"unreadable (Input/output error)"}
 
 

@@ -7,7 +7,6 @@ takes its name.
 from __future__ import annotations
 
 import ctypes
-import errno
 import hashlib
 import os
 import threading
@@ -22,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_tables.errors import CapacityError
+from engram_tables.files import allocate, read_at, write_at
 from engram_tables.storage.building.journal import BlockKey, BuildJournal, FinishedBlock
 from engram_tables.storage.building.makers import RecordMaker, RecordWriter
 from engram_tables.storage.extents import Part
@@ -75,14 +75,10 @@ def reserve(path: Path, file_bytes: int) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     fd = os.open(path, flags, 0o666)
     try:
-        if hasattr(os, "posix_fallocate"):
-            try:
-                os.posix_fallocate(fd, 0, file_bytes)
-            except OSError as error:
-                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-                    error.add_note(f"reserving {format_bytes(file_bytes)} for {path.name}")
-                    raise
-        os.ftruncate(fd, file_bytes)
+        allocate(fd, file_bytes)
+    except OSError as error:
+        error.add_note(f"reserving {format_bytes(file_bytes)} for {path.name}")
+        raise
     finally:
         os.close(fd)
 
@@ -91,7 +87,7 @@ def write_file(path: Path, data: bytes) -> None:
     """A new file with these bytes, flushed."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
-        _write_all(fd, memoryview(data), 0)
+        write_at(fd, memoryview(data), 0)
         os.fsync(fd)
     finally:
         os.close(fd)
@@ -199,7 +195,7 @@ class BlockRun:
         fd = os.open(self._path(block), os.O_RDWR | os.O_CLOEXEC)
         try:
             data = memoryview(buffer[: block.stop - block.start])  # type: ignore[arg-type]
-            if hashlib.sha256(_read(fd, data, block.start)).hexdigest() != claim.sha256:
+            if hashlib.sha256(read_at(fd, data, block.start)).hexdigest() != claim.sha256:
                 return False
             with self._lock:
                 self.n_reused += 1
@@ -211,7 +207,7 @@ class BlockRun:
     def _write(self, block: _Block, data: memoryview, finished: FinishedBlock) -> None:
         fd = os.open(self._path(block), os.O_WRONLY | os.O_CLOEXEC)
         try:
-            _write_all(fd, data, block.start)
+            write_at(fd, data, block.start)
             _start_writeback(fd, block.start, len(data))
             self._journal.add(block.key, finished)
             self._finish(block, fd, finished)
@@ -322,23 +318,6 @@ def _block_room(job: TableJob) -> int:
 
 def _thread_bytes(job: TableJob) -> int:
     return _block_room(job) + _tile_room(job.manifest.parts, job.maker.tile_bytes) + job.maker.thread_bytes
-
-
-def _read(fd: int, buffer: memoryview, offset: int) -> memoryview:
-    """Fill `buffer` from the file; shorter where the file ends."""
-    done = 0
-    while done < len(buffer):
-        n_bytes = os.preadv(fd, [buffer[done:]], offset + done)
-        if n_bytes == 0:
-            break
-        done += n_bytes
-    return buffer[:done]
-
-
-def _write_all(fd: int, data: memoryview, offset: int) -> None:
-    done = 0
-    while done < len(data):
-        done += os.pwrite(fd, data[done:], offset + done)
 
 
 def _start_writeback(fd: int, offset: int, n_bytes: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import random
 import threading
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from engram_tables.files import read_at
 from engram_tables.storage.table.reader import StoredTable
 from engram_tables.threads import run_all
 from engram_tables.units import ProgressHook
@@ -110,7 +110,7 @@ class BlockCheck:
         shard = self._table.manifest.shards[shard_idx]
         start, stop = self._range(shard_idx, block_idx)
         try:
-            data = _read(self._table.files[shard_idx].fd, self._buffer()[: stop - start], start)
+            data = read_at(self._table.files[shard_idx].fd, self._buffer()[: stop - start], start)
             found = hashlib.sha256(data).hexdigest()
         except OSError as error:
             found = f"unreadable ({error.strerror})"
@@ -131,14 +131,3 @@ class BlockCheck:
             expected=shard.block_sha256[block_idx],
             found=found,
         )
-
-
-def _read(fd: int, buffer: memoryview, offset: int) -> memoryview:
-    """Fill `buffer` from the file; shorter if the file was cut in the meantime."""
-    done = 0
-    while done < len(buffer):
-        n_bytes = os.preadv(fd, [buffer[done:]], offset + done)
-        if n_bytes == 0:
-            break
-        done += n_bytes
-    return buffer[:done]

@@ -5,7 +5,6 @@ Rows are read once and laid wherever the form wants their bytes. The output appe
 
 from __future__ import annotations
 
-import errno
 import os
 import threading
 from collections import defaultdict
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_tables.errors import CapacityError, InvalidInput, SpecMismatch
-from engram_tables.files import fsync_directory, new_directory, new_file, refuse_existing
+from engram_tables.files import allocate, fsync_directory, new_directory, new_file, refuse_existing, write_at
 from engram_tables.storage.codecs.codec import FP8_SCALAR, Codec, get_codec
 from engram_tables.storage.export.placed_files import PlacedFile, Stretch
 from engram_tables.storage.export.replacing import check_directory, check_file
@@ -214,11 +213,11 @@ class _Export:
 
     def run(self, n_threads: int) -> None:
         for file, fd in zip(self._plan.files, self._fds, strict=True):
-            _reserve(fd, file.file_bytes)
-            _write_all(fd, memoryview(file.head), 0)
+            allocate(fd, file.file_bytes)
+            write_at(fd, memoryview(file.head), 0)
             for tensor, offset in file.tensors:
                 if isinstance(tensor.content, bytes):
-                    _write_all(fd, memoryview(tensor.content), offset)
+                    write_at(fd, memoryview(tensor.content), offset)
         run_all(self._write_tile, self._tiles(), threads=n_threads)
 
     def _tiles(self) -> Iterator[_Tile]:
@@ -237,7 +236,7 @@ class _Export:
             if start >= stop:
                 continue
             data = _laid(records[start - tile.start : stop - tile.start], stretch)
-            _write_all(fd, data, offset + (start - stretch.first_row) * stretch.stride)
+            write_at(fd, data, offset + (start - stretch.first_row) * stretch.stride)
             n_bytes += len(data)
         with self._lock:
             self._done_bytes += n_bytes
@@ -390,23 +389,3 @@ def _check_room(plan: ExportPlan, parent: Path) -> None:
             f"{parent}: found {format_bytes(free_bytes)} free, expected {format_bytes(plan.total_bytes)} for this "
             "export; free some space or choose another disk"
         )
-
-
-# Bytes.
-
-
-def _reserve(fd: int, file_bytes: int) -> None:
-    """Give the file its length; its blocks too where the filesystem can, so that a full disk is met before the work."""
-    if hasattr(os, "posix_fallocate") and file_bytes:
-        try:
-            os.posix_fallocate(fd, 0, file_bytes)
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-                raise
-    os.ftruncate(fd, file_bytes)
-
-
-def _write_all(fd: int, data: memoryview, offset: int) -> None:
-    done = 0
-    while done < len(data):
-        done += os.pwrite(fd, data[done:], offset + done)
