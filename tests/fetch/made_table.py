@@ -37,8 +37,9 @@ class MadeFiles(RowFiles):
 
     def close(self) -> None:
         assert not self._is_closed
-        self._is_closed = True
-        self._mappings.clear()
+        super().close()
+
+    def _close_files(self) -> None:
         for file in self.files:
             os.close(file.fd)
 

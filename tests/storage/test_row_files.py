@@ -36,7 +36,7 @@ class MadeRows(RowFiles):
         self.path, self.spec = Path("made"), spec
         self.parts, self.extents = parts, tuple(extents)
 
-    def close(self) -> None:
+    def _close_files(self) -> None:
         """Nothing is open."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ class Spots(NamedTuple):
     offsets: NDArray[np.int64]
 
 
-class RowFiles:
+class RowFiles(ABC):
     """Rows in open local files; a table or a checkpoint that is read where it lies.
 
     Attributes
@@ -48,7 +49,7 @@ class RowFiles:
         Extents are sorted by layer (in the spec's order), part and first row, and do not overlap. Every part of a
         layer has the same rows.
 
-    Subclasses open files, set the attributes, and close.
+    Subclasses open files, set the attributes, and close the files.
     """
 
     path: Path
@@ -137,4 +138,10 @@ class RowFiles:
 
     def close(self) -> None:
         """Close every file. Mappings that the caller still holds stay readable."""
-        raise NotImplementedError
+        self._is_closed = True
+        self._mappings.clear()
+        self._close_files()
+
+    @abstractmethod
+    def _close_files(self) -> None:
+        """Close what the subclass opened; called again, there is nothing left to close."""

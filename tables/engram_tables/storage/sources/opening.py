@@ -145,10 +145,7 @@ class SourceRows(RowFiles):
         self.parts: tuple[Part, ...] = source.parts
         self.files, self.extents = tuple(files), source.extents
 
-    def close(self) -> None:
-        """Close every file. Mappings that the caller still holds stay readable."""
-        self._is_closed = True
-        self._mappings.clear()
+    def _close_files(self) -> None:
         self.source.close()
 
 

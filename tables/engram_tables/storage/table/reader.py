@@ -144,13 +144,7 @@ class StoredTable(RowFiles):
         except InvalidInput as error:
             raise NotATable(str(error), path=str(self.path)) from None
 
-    def close(self) -> None:
-        """Close every file. Mappings that the caller still holds stay readable."""
-        self._is_closed = True
-        self._close_files()
-
     def _close_files(self) -> None:
-        self._mappings.clear()
         while self._fds:
             os.close(self._fds.pop())
 
