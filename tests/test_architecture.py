@@ -55,7 +55,7 @@ def test_no_file_prints_or_grows_too_long(path: Path) -> None:
 
 
 def test_fetch_holds_no_clock() -> None:
-    for path in (LIBRARY / "fetch").glob("*.py"):
+    for path in (LIBRARY / "fetch").rglob("*.py"):
         assert not {"time", "datetime"} & _imports(path), path
 
 

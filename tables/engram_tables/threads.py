@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from engram_tables.errors import InvalidInput
@@ -41,6 +41,11 @@ def run_slices(function: Callable[[int, int], None], n_items: int, *, threads: i
     for error in errors:
         if error is not None:
             raise error
+
+
+def in_background(function: Callable[[], _Item]) -> Future[_Item]:
+    """Call `function` in a thread of the pool."""
+    return _pool().submit(function)
 
 
 def run_all(function: Callable[[_Item], None], items: Iterable[_Item], *, threads: int) -> None:

@@ -10,7 +10,8 @@ from made_checkpoints import MAKERS, Made, make_deepseek
 from small_tables import small_table
 
 from engram_tables.errors import InvalidInput, NotATable
-from engram_tables.fetch.engines import ENGINES, MemoryEngine
+from engram_tables.fetch.engines.copying import MemoryEngine
+from engram_tables.fetch.engines.ladder import ENGINES
 from engram_tables.fetch.table import open_table
 from engram_tables.storage.building.repack import plan_repack
 from engram_tables.storage.building.writer import build_table

@@ -15,7 +15,8 @@ from made_table import PAGE_BYTES, apart, make_files, make_table
 
 from engram_tables.address.spec import Addresses
 from engram_tables.errors import InvalidInput
-from engram_tables.fetch.engines import ENGINES, MemoryEngine
+from engram_tables.fetch.engines.copying import MemoryEngine
+from engram_tables.fetch.engines.ladder import ENGINES
 from engram_tables.fetch.reference import read_batch, read_rows
 from engram_tables.fetch.table import AUTO, Table
 from engram_tables.storage.extents import Part
@@ -212,3 +213,33 @@ def test_parts_that_share_bytes(engine: str, tmp_path: Path) -> None:
         stored.extents = (stored.extents[0], shared)
         rows = np.array([2, 0, 1])
         assert np.array_equal(Table(stored).fetch_rows(1, rows, engine=engine), read_rows(stored, 1, rows))
+
+
+@given(geometry=geometries(), seed=st.integers(0, 2**32), n_tokens=st.sampled_from([1, 2, 31, 257]))
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.parametrize("engine", [*ENGINES, MEMORY])
+@pytest.mark.parametrize("call", ["read", "begin"])
+def test_some_records_of_a_batch_and_no_others(
+    call: str, engine: str, tmp_path_factory: pytest.TempPathFactory, geometry: dict[str, Any], seed: int, n_tokens: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    with make_files(tmp_path_factory.mktemp("files"), **geometry) as table:
+        held = [
+            np.concatenate([np.arange(0), *(np.arange(*bounds) for bounds in table.stored.owned(layer_id))])
+            for layer_id in table.spec.layer_ids
+        ]
+        if not all(here.size for here in held):
+            return
+        rows = np.stack([rng.choice(here, (n_tokens, table.spec.n_columns)) for here in held], axis=1)
+        batch = table.places.check(rows, n_columns=rows.shape[2], first_layer=0, n_layers=rows.shape[1])
+        items = rng.permutation(rows.size)[: rng.integers(0, rows.size + 1)]
+        expected = read_batch(table.stored, rows).reshape(-1, table.row_bytes)
+        found = np.full_like(expected, 7)
+        reader = _engine(table, engine)
+        if call == "read":
+            reader.read(batch, found, 2, items)
+        else:
+            reader.begin(batch, found, 2, items).finish()
+        reader.close()
+        expected[np.setdiff1d(np.arange(rows.size), items)] = 7
+        assert np.array_equal(found, expected)

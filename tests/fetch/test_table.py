@@ -17,7 +17,9 @@ from made_table import make_table
 from engram_tables.address.spec import Addresses
 from engram_tables.errors import BackendUnavailable, IncompleteTable, InvalidInput, SpecMismatch
 from engram_tables.fetch import table as table_module
-from engram_tables.fetch.engines import ENGINES, GatherEngine, MemoryEngine, ReadEngine
+from engram_tables.fetch.engines.copying import GatherEngine, MemoryEngine
+from engram_tables.fetch.engines.ladder import ENGINES
+from engram_tables.fetch.engines.reading import ReadEngine
 from engram_tables.fetch.kernels import Placement, first_outside, gather_kernel, locate
 from engram_tables.fetch.leases import Leases
 from engram_tables.fetch.reference import read_rows
@@ -186,7 +188,7 @@ def test_an_errno_of_the_system_is_passed_on(engine: str, tmp_path: Path) -> Non
         assert isinstance(reader, ReadEngine)
         # A descriptor that cannot be read.
         fd = os.open(tmp_path, os.O_RDONLY)
-        reader._files[1][0] = fd
+        reader._files.fds[0] = fd
         with pytest.raises(IsADirectoryError) as caught:
             table.fetch_rows(1, [3], engine=engine)
         assert str(table.stored.files[0].path) in str(caught.value)

@@ -14,7 +14,8 @@ import pytest
 from engram_tables.address.spec import AddressSpec, HistoryRule, LayerAddressing
 from engram_tables.address.vocabulary import build_vocabulary
 from engram_tables.errors import BackendUnavailable, InvalidInput
-from engram_tables.fetch import engines
+from engram_tables.fetch.engines.copying import GatherEngine
+from engram_tables.fetch.engines.mapping import MappingEngine
 from engram_tables.fetch.table import open_table
 from engram_tables.measure import bench as bench_module
 from engram_tables.measure.bench import bench_offload
@@ -170,13 +171,13 @@ def test_the_record(table_path: Path, quick: BenchPlan) -> None:
 def test_an_engine_with_wrong_bytes_is_not_timed(
     table_path: Path, quick: BenchPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = engines.MappingEngine.read
+    read = MappingEngine.read
 
     def wrong(self: Any, batch: Any, out: Any, threads: Any) -> None:
         read(self, batch, out, threads)
         out[-1, 5] ^= 1
 
-    monkeypatch.setattr(engines.MappingEngine, "read", wrong)
+    monkeypatch.setattr(MappingEngine, "read", wrong)
     record = bench_offload(table_path, plan=BenchPlan(rows_per_batch=(8,), sources=("dram",), repeats=1, seconds=0.0))
     assert "mapping" not in [point["engine"] for point in record["dram"]["points"]]
     assert record["mismatches"][0] == {
@@ -291,11 +292,11 @@ def test_the_command(tmp_path: Path, quick: BenchPlan, monkeypatch: pytest.Monke
     ):  # fmt: skip
         assert CliRunner().invoke(app, [*quickly, *wrong]).exit_code == 3
     assert CliRunner().invoke(app, [str(tmp_path)]).exit_code == 4
-    read = engines.GatherEngine.read
+    read = GatherEngine.read
 
     def wrong_bytes(self: Any, batch: Any, out: Any, threads: Any) -> None:
         read(self, batch, out, threads)
         out[0] ^= 1
 
-    monkeypatch.setattr(engines.GatherEngine, "read", wrong_bytes)
+    monkeypatch.setattr(GatherEngine, "read", wrong_bytes)
     assert CliRunner().invoke(app, [*quickly, "--from", "dram"]).exit_code == 6

@@ -190,3 +190,26 @@ def gather_kernel(part_bytes: int, row_bytes: int) -> Any:
                 copy_bytes(target, ring[k & _RING_MASK], np.int64(part_bytes))
 
     return gather
+
+
+@lru_cache(maxsize=64)
+def copy_kernel(part_bytes: int, row_bytes: int) -> Any:
+    """The copy of parts that have been located already, for some records of a batch.
+
+    The kernel's arguments: `addresses` uint64 (all items,), `items` int64 (n,), `start` and `stop` in it, the address
+    where item 0's part goes, and the prefetch distance.
+    """
+    n_lines = (part_bytes + 63) // 64
+
+    @njit(cache=True, nogil=True)
+    def copy(addresses: Any, items: Any, start: Any, stop: Any, output: Any, distance: Any) -> None:
+        for k in range(start, stop):
+            if k + distance < stop:
+                ahead = addresses[items[k + distance]]
+                for line in range(n_lines):
+                    prefetch(ahead + np.uint64(line * 64))
+                prefetch(ahead + np.uint64(part_bytes - 1))
+            target = output + np.uint64(items[k]) * np.uint64(row_bytes)
+            copy_bytes(target, addresses[items[k]], np.int64(part_bytes))
+
+    return copy

@@ -13,7 +13,9 @@ from engram_tables.address.spec import Addresses, AddressSpec
 from engram_tables.address.vocabulary import Vocabulary
 from engram_tables.byte_files import is_url
 from engram_tables.errors import InvalidInput, NotATable, SpecMismatch
-from engram_tables.fetch.engines import ENGINES, Engine, GatherEngine
+from engram_tables.fetch.engines.copying import GatherEngine
+from engram_tables.fetch.engines.engine import Engine
+from engram_tables.fetch.engines.ladder import ENGINES
 from engram_tables.fetch.leases import Leases
 from engram_tables.fetch.placement import Batch, Placements
 from engram_tables.storage.row_files import RowFiles

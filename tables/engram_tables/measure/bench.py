@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from engram_tables.address.spec import Addresses
 from engram_tables.address.vocabulary import Vocabulary
 from engram_tables.errors import BackendUnavailable, InvalidInput
-from engram_tables.fetch.engines import GatherEngine, MemoryEngine
+from engram_tables.fetch.engines.copying import GatherEngine, MemoryEngine
 from engram_tables.fetch.table import Table, open_table
 from engram_tables.measure.ceilings import disk_ceilings, memory_ceilings
 from engram_tables.measure.environment import command_line, describe, read_meminfo

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from engram_tables.address.spec import Addresses
 from engram_tables.errors import InvalidInput
-from engram_tables.fetch.engines import CopyEngine
+from engram_tables.fetch.engines.copying import CopyEngine
 from engram_tables.fetch.reference import read_batch
 from engram_tables.fetch.table import Table
 from engram_tables.measure.environment import device_reads
