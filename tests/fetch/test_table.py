@@ -16,7 +16,6 @@ from made_table import make_table
 
 from engram_tables.address.spec import Addresses
 from engram_tables.errors import BackendUnavailable, IncompleteTable, InvalidInput, SpecMismatch
-from engram_tables.fetch import table as table_module
 from engram_tables.fetch.engines.copying import GatherEngine, MemoryEngine
 from engram_tables.fetch.engines.ladder import ENGINES
 from engram_tables.fetch.engines.reading import ReadEngine
@@ -235,26 +234,6 @@ def test_a_replaced_directory_keeps_serving_the_old_bytes(tmp_path: Path) -> Non
         path.write_bytes(bytes(table.stored.files[0].file_bytes))
         for engine in ENGINES:
             assert np.array_equal(table.fetch_rows(1, rows, engine=engine), expected)
-
-
-def test_auto_follows_residency(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with make_table(tmp_path, n_rows=(50_000,)) as table:
-        asked = []
-        share = 1.0
-
-        def resident_share(self: GatherEngine, batch: Any, n_samples: int) -> float:
-            asked.append(n_samples)
-            return share
-
-        monkeypatch.setattr(GatherEngine, "resident_share", resident_share)
-        table.fetch_rows(1, np.arange(10))
-        assert (table._auto_name, len(asked)) == ("gather", 1)
-        share = 0.9
-        table.fetch_rows(1, np.zeros(table_module.ROWS_BETWEEN_SAMPLES - 11, np.int64))
-        table.fetch_rows(1, [1])
-        assert (table._auto_name, len(asked)) == ("gather", 1)
-        table.fetch_rows(1, [1])
-        assert (table._auto_name, len(asked)) == ("pread", 2)
 
 
 def test_residency_is_what_the_system_says(tmp_path: Path) -> None:

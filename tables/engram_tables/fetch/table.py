@@ -13,18 +13,16 @@ from engram_tables.address.spec import Addresses, AddressSpec
 from engram_tables.address.vocabulary import Vocabulary
 from engram_tables.byte_files import is_url
 from engram_tables.errors import InvalidInput, NotATable, SpecMismatch
-from engram_tables.fetch.engines.copying import GatherEngine
-from engram_tables.fetch.engines.engine import Engine
+from engram_tables.fetch.engines.auto import AutoEngine
+from engram_tables.fetch.engines.engine import DONE, Engine, Pending
 from engram_tables.fetch.engines.ladder import ENGINES
 from engram_tables.fetch.leases import Leases
 from engram_tables.fetch.placement import Batch, Placements
 from engram_tables.storage.row_files import RowFiles
 from engram_tables.storage.table.reader import StoredTable
 
-AUTO = "auto"
+AUTO = AutoEngine.name
 ENGINE_NAMES = (AUTO, *ENGINES)
-SAMPLED_RECORDS = 32
-ROWS_BETWEEN_SAMPLES = 65_536
 
 
 def open_table(path: str | Path) -> Table:
@@ -89,11 +87,8 @@ class Table:
 
     Notes
     -----
-    Engines, by name: `gather`, `pread`, `direct`, `mapping` (see `fetch.engines`), and `auto`, which looks
-    where the rows are: 32 records of the batch itself are looked up in the page cache at the first call and
-    again after every 65,536 rows; if all of them are in memory `gather` reads, otherwise `pread`, which
-    leaves them in memory. What is not checked when reading: the records' bytes against the manifest's
-    digests; `engram verify` does that.
+    Engines, by name, are those of `fetch.engines.ladder`, and `auto`, which looks where the rows are. What is not
+    checked when reading: the records' bytes against the manifest's digests; `engram verify` does that.
 
     A record whose parts lie apart, as weights and scales do in a checkpoint, is put together: the engines that read
     files ask for all parts of a batch at once. A rank's table refuses the rows that it does not hold.
@@ -104,8 +99,6 @@ class Table:
         self.places = Placements(stored)
         self._leases = Leases(f"table {stored.path}")
         self._engines: dict[str, Engine] = {}
-        self._auto_name: str | None = None
-        self._rows_until_sample = 0
 
     @property
     def path(self) -> Path:
@@ -131,7 +124,7 @@ class Table:
         self,
         addresses: Addresses,
         out: NDArray[np.uint8] | None = None,
-        engine: str = AUTO,
+        engine: str | Engine = AUTO,
         *,
         threads: int | None = None,
     ) -> NDArray[np.uint8]:
@@ -144,7 +137,7 @@ class Table:
         out
             uint8 (tokens, layers, columns, row_bytes) in C order to fill; made if None.
         engine
-            One of `ENGINE_NAMES`.
+            One of `ENGINE_NAMES`, or an engine that was made for this table.
         threads
             None is the engine's default: usable CPUs for `gather`, 64 for `pread` and `direct`.
 
@@ -164,22 +157,33 @@ class Table:
         OSError
             A read failed; a note names file and offset. `out` holds no meaningful bytes then.
         """
-        rows = addresses.rows
-        expected = len(self.spec.layers), self.spec.n_columns
-        if rows.ndim != 3 or rows.shape[1:] != expected:
-            raise SpecMismatch(
-                f"addresses: found rows of shape {rows.shape}, expected "
-                f"(tokens, {expected[0]} layers, {expected[1]} columns) as {self.spec.name} has; "
-                "compute them with this table's spec"
-            )
-        return self._read(_as_rows(rows), expected[1], 0, out, engine, threads)
+        rows = self._checked_rows(addresses)
+        batch, records = self._prepare(rows, rows.shape[2], 0, out)
+        if rows.size:
+            # The engine's own lease keeps its files until it has read.
+            self._engine(engine).read(batch, records.reshape(-1, self.row_bytes), threads)
+        return records
+
+    def begin(
+        self,
+        addresses: Addresses,
+        out: NDArray[np.uint8],
+        engine: str | Engine = AUTO,
+        *,
+        threads: int | None = None,
+    ) -> Pending:
+        """As `fetch`, but return as soon as the reads are under way: `finish` what is returned, exactly once, before
+        `out` is used or the table closed. `addresses` and `out` must stay as they are until then."""
+        rows = self._checked_rows(addresses)
+        batch, records = self._prepare(rows, rows.shape[2], 0, out)
+        return self._engine(engine).begin(batch, records.reshape(-1, self.row_bytes), threads) if rows.size else DONE
 
     def fetch_rows(
         self,
         layer_id: int,
         rows: ArrayLike,
         out: NDArray[np.uint8] | None = None,
-        engine: str = AUTO,
+        engine: str | Engine = AUTO,
         *,
         threads: int | None = None,
     ) -> NDArray[np.uint8]:
@@ -190,7 +194,10 @@ class Table:
         if checked.ndim != 1:
             raise InvalidInput(f"rows: found shape {checked.shape}, expected (n,); flatten them first")
         layer = self.spec.layer_ids.index(layer_id)
-        return self._read(checked, max(checked.size, 1), layer, out, engine, threads)
+        batch, records = self._prepare(checked, max(checked.size, 1), layer, out)
+        if checked.size:
+            self._engine(engine).read(batch, records, threads)
+        return records
 
     def decode(self, records: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The values of records: uint8 (..., row_bytes) in, float32 (..., row_width) out.
@@ -212,7 +219,8 @@ class Table:
         self._leases.check()
         if name not in self._engines:
             with self._leases:
-                made = ENGINES[name](self.stored, self.places)
+                auto = name == AUTO
+                made = AutoEngine(self.stored, self.engine) if auto else ENGINES[name](self.stored, self.places)
                 # Two threads may have made one each: the first to arrive is kept.
                 if self._engines.setdefault(name, made) is not made:
                     made.close()
@@ -231,37 +239,32 @@ class Table:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _read(
-        self,
-        rows: NDArray[np.int64],
-        n_columns: int,
-        layer: int,
-        out: NDArray[np.uint8] | None,
-        engine: str,
-        threads: int | None,
-    ) -> NDArray[np.uint8]:
-        if engine not in ENGINE_NAMES:
-            raise InvalidInput(f"engine {engine!r}: not known, expected one of {', '.join(ENGINE_NAMES)}")
+    def _checked_rows(self, addresses: Addresses) -> NDArray[np.int64]:
+        rows = addresses.rows
+        expected = len(self.spec.layers), self.spec.n_columns
+        if rows.ndim != 3 or rows.shape[1:] != expected:
+            raise SpecMismatch(
+                f"addresses: found rows of shape {rows.shape}, expected "
+                f"(tokens, {expected[0]} layers, {expected[1]} columns) as {self.spec.name} has; "
+                "compute them with this table's spec"
+            )
+        return _as_rows(rows)
+
+    def _prepare(
+        self, rows: NDArray[np.int64], n_columns: int, layer: int, out: NDArray[np.uint8] | None
+    ) -> tuple[Batch, NDArray[np.uint8]]:
         self._leases.check()
         expected = (*rows.shape, self.row_bytes)
         n_layers = rows.shape[1] if rows.ndim == 3 else 1
         batch = self.places.check(rows, n_columns=n_columns, first_layer=layer, n_layers=n_layers)
-        records = np.empty(expected, np.uint8) if out is None else _checked_out(out, expected)
-        if rows.size:
-            name = self._choose(batch) if engine == AUTO else engine
-            # The engine's own lease keeps its files until it has read.
-            self.engine(name).read(batch, records.reshape(-1, self.row_bytes), threads)
-        return records
+        return batch, np.empty(expected, np.uint8) if out is None else _checked_out(out, expected)
 
-    def _choose(self, batch: Batch) -> str:
-        if self._auto_name is None or self._rows_until_sample <= 0:
-            gather = self.engine("gather")
-            assert isinstance(gather, GatherEngine)
-            all_in_memory = gather.resident_share(batch, SAMPLED_RECORDS) == 1.0
-            self._auto_name = "gather" if all_in_memory else "pread"
-            self._rows_until_sample = ROWS_BETWEEN_SAMPLES
-        self._rows_until_sample -= batch.rows.size
-        return self._auto_name
+    def _engine(self, engine: str | Engine) -> Engine:
+        if isinstance(engine, Engine):
+            return engine
+        if engine not in ENGINE_NAMES:
+            raise InvalidInput(f"engine {engine!r}: not known, expected one of {', '.join(ENGINE_NAMES)}")
+        return self.engine(engine)
 
 
 def _as_rows(rows: ArrayLike) -> NDArray[np.int64]:
