@@ -1,17 +1,20 @@
-"""Cold reads of 264-byte rows: what a row costs planar, packed and page; and the direct engine against fio.
+"""Cold reads of 264-byte rows: what a row costs planar, packed and page; and how fast each engine reads them.
 
-    python -m benchmarks.cold [--size 4GiB] [--repeats 5] [--seconds 2] [--directory DIR] [--record FILE]
+    python -m benchmarks.cold [--size 4GiB] [--repeats 5] [--seconds 2] [--tokens 200] [--directory DIR] [--record FILE]
 
 A checkpoint in the form of a release (all weights, then all scales, in one safetensors file) is written and repacked
-into a packed and a page table. Two measurements follow, each after its bytes were compared with a slow reading:
+into a packed table of four shards and a page table. Three measurements follow, each after its bytes were compared with
+a slow reading:
 
 1. Reads and bytes a row, by the counters of the block device around one `Table.fetch_rows` of rows of which no two
    share a page in any layout, files evicted before. Through the page cache (engine pread) the device gives whole
-   pages, which are held against the bars; engine direct reads in units of the device. What other processes read
+   pages, which are held against the bars; the direct engines read in units of the device. What other processes read
    meanwhile counts as well; beside it stands what the system has charged to this process alone.
-2. Rows a second of the direct engine on the packed table against fio's io_uring at depth 64 on the same file, in
-   turn. Timed: `Table.fetch_rows` of 65,536 uniform rows into a buffer that has been written before. Direct reads do
-   not fill the page cache; what was resident is measured all the same.
+2. Rows a second and CPU a row of every engine on the packed table, beside fio's io_uring at depth 64 on the same files
+   and EngramDB on the same rows in four files of its own, in turn. Timed: `Table.fetch_rows` of 65,536 uniform rows
+   into a buffer that has been written before. Files are evicted before each batch of what reads through the page
+   cache, and what was left in memory is in the record.
+3. The time of a batch of 48 rows, beside one thread that reads them from a mapping advised MADV_RANDOM.
 """
 
 from __future__ import annotations
@@ -27,14 +30,13 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.cold_speed import SHARDS, measure_latency, measure_speed, own_read_bytes, show_speed
 from engram_tables.address.spec import AddressSpec, HistoryRule, LayerAddressing
 from engram_tables.errors import BackendUnavailable
 from engram_tables.fetch.reference import read_rows
 from engram_tables.fetch.table import Table, open_table
-from engram_tables.measure.ceilings import fio_random_reads
 from engram_tables.measure.environment import command_line, describe, device_reads
 from engram_tables.measure.residency import evict
-from engram_tables.measure.timing import Case, interleave
 from engram_tables.storage.building.repack import plan_repack
 from engram_tables.storage.building.writer import build_table
 from engram_tables.storage.sources.opening import SourceRows, open_source
@@ -43,47 +45,49 @@ from engram_tables.units import PAGE_BYTES, parse_bytes
 
 WEIGHT_BYTES, SCALE_BYTES = 256, 8
 ROW_BYTES = WEIGHT_BYTES + SCALE_BYTES
-BATCH_ROWS = 65_536
-GOAL = 0.8
 COUNTED_ROWS = 4096
 # Two pages of scales: rows this far apart share no page in any layout.
 _ROWS_APART = 2 * PAGE_BYTES // SCALE_BYTES
 # Pages a row from the device, as a row of 264 bytes has them: a page for each place, and one more where it crosses.
 BARS = {"planar": (2.0, 2.1), "packed": (1.05, 1.08), "page": (1.0, 1.02)}
-ENGINES = ("pread", "direct")
+ENGINES = ("pread", "direct", "uring", "aio")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run and print; 0, 5 without fio, or 6 if bytes are wrong or a layout costs other pages than it should."""
+    """Run and print; 0, 5 where no engine reads, or 6 if bytes are wrong or a layout costs other pages than its bar."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=parse_bytes, default=parse_bytes("4GiB"), help="bytes of rows")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each fio run")
     parser.add_argument("--directory", type=Path, default=Path.cwd(), help="where files are made; a disk, no tmpfs")
-    parser.add_argument("--threads", type=int, help="of the engines; their default is 64")
+    parser.add_argument("--tokens", type=int, default=200, help="batches of 48 rows")
     parser.add_argument("--record", type=Path)
     options = parser.parse_args(arguments)
-    spec = one_layer(options.size // ROW_BYTES)
+    spec = one_layer(options.size // ROW_BYTES // SHARDS * SHARDS)
     with tempfile.TemporaryDirectory(dir=options.directory) as scratch, ExitStack() as stack:
         checkpoint = write_planar(Path(scratch) / "model.safetensors", spec.n_rows)
         tables = {"planar": Table(SourceRows(open_source(checkpoint, spec=spec)))}
         for layout in ("packed", "page"):
             with closing(open_source(checkpoint, spec=spec)) as source:
-                build_table(plan_repack(source, layout=layout, shard_bytes=2 * options.size), Path(scratch) / layout)
+                shard_bytes = (
+                    2 * options.size if layout == "page" else spec.n_rows // SHARDS * ROW_BYTES + 2 * PAGE_BYTES
+                )
+                build_table(plan_repack(source, layout=layout, shard_bytes=shard_bytes), Path(scratch) / layout)
             tables[layout] = open_table(Path(scratch) / layout)
         for table in tables.values():
             stack.enter_context(table)
         record: dict[str, Any] = {
-            "schema": "engram.benchmark-cold/2",
+            "schema": "engram.benchmark-cold/3",
             "command": command_line(),
             "environment": describe(checkpoint),
             "layouts": count_pages(tables, options),
-            "speed": measure_speed(tables["packed"], options),
+            "speed": measure_speed(tables["packed"], Path(scratch), options),
+            "latency": measure_latency(tables["packed"], Path(scratch), options),
         }
     show(record)
     if options.record is not None:
         options.record.write_text(json.dumps(record, indent=1) + "\n")
-    if "mismatch" in (record["layouts"]["status"], record["speed"]["status"]):
+    if "mismatch" in (record[name]["status"] for name in ("layouts", "speed", "latency")):
         return 6
     if not all(point["is_within_bar"] is not False for point in record["layouts"].get("points", ())):
         print("check failed: a layout costs other pages than it should", file=sys.stderr)
@@ -140,7 +144,7 @@ def count_pages(tables: dict[str, Table], options: argparse.Namespace) -> dict[s
     for engine in ENGINES:
         try:
             for layout, table in tables.items():
-                found = table.fetch_rows(0, rows, engine=engine, threads=options.threads)
+                found = table.fetch_rows(0, rows, engine=engine)
                 if not (np.array_equal(found, expected[layout]) and np.array_equal(found, expected["planar"])):
                     return {"status": "mismatch", "reason": f"{layout}, {engine}: bytes differ from a slow reading"}
             engines.append(engine)
@@ -153,11 +157,11 @@ def count_pages(tables: dict[str, Table], options: argparse.Namespace) -> dict[s
             for layout, table in tables.items():
                 rows = _rows_apart(rng, n_rows, n_batch)
                 sample: dict[str, float] = {"resident_bytes_before": evict(files[layout])}
-                before, own_before = device_reads(files[layout][0]), _own_read_bytes()
+                before, own_before = device_reads(files[layout][0]), own_read_bytes()
                 start_ns = time.perf_counter_ns()
-                table.fetch_rows(0, rows, out, engine=engine, threads=options.threads)
+                table.fetch_rows(0, rows, out, engine=engine)
                 sample["elapsed_ns"] = time.perf_counter_ns() - start_ns
-                after, own_after = device_reads(files[layout][0]), _own_read_bytes()
+                after, own_after = device_reads(files[layout][0]), own_read_bytes()
                 assert before is not None
                 assert after is not None
                 sample["reads_per_row"] = (after[0] - before[0]) / n_batch
@@ -189,13 +193,6 @@ def _touched_pages(table: Table, rows: Any) -> int:
     return n_pages
 
 
-def _own_read_bytes() -> int | None:
-    """Bytes that the system has fetched from devices for this process; None where it does not say."""
-    counters = Path("/proc/self/io")
-    lines = counters.read_text().splitlines() if counters.exists() else []
-    return next((int(line.split()[1]) for line in lines if line.startswith("read_bytes:")), None)
-
-
 def _point(layout: str, engine: str, n_batch: int, samples: list[dict[str, float]]) -> dict[str, Any]:
     middle = {name: float(np.median([sample[name] for sample in samples])) for name in samples[0]}
     pages_per_row = middle["bytes_per_row"] / PAGE_BYTES
@@ -212,57 +209,9 @@ def _point(layout: str, engine: str, n_batch: int, samples: list[dict[str, float
     }
 
 
-# How fast.
-
-
-def measure_speed(table: Table, options: argparse.Namespace) -> dict[str, Any]:
-    """fio and the direct engine, one after the other, `repeats` times."""
-    (file,) = table.stored.files
-    n_rows = table.spec.n_rows
-    rng = np.random.default_rng()
-    rows = rng.integers(0, n_rows, 4096)
-    try:
-        found = table.fetch_rows(0, rows, engine="direct", threads=options.threads)
-    except BackendUnavailable as error:
-        return {"status": "waived", "reason": str(error)}
-    if not np.array_equal(found, read_rows(table.stored, 0, rows)):
-        return {"status": "mismatch", "reason": "the engine's bytes differ from a slow reading; nothing was timed"}
-    left = evict([file.path])
-    out = np.full((BATCH_ROWS, table.row_bytes), 1, np.uint8)
-    fio: list[dict[str, Any]] = []
-
-    def by_fio() -> Any:
-        fio.append(fio_random_reads(file.path, seconds=options.seconds))
-        return rng.integers(0, n_rows, BATCH_ROWS)
-
-    def read(rows: Any) -> None:
-        table.fetch_rows(0, rows, out, engine="direct", threads=options.threads)
-
-    samples = interleave({"direct": Case(prepare=by_fio, run=read)}, repeats=options.repeats, warm_ups=1)["direct"]
-    if any(run["status"] != "measured" for run in fio):
-        return next(run for run in fio if run["status"] != "measured")
-    # The first fio run warmed up beside the engine.
-    fio_reads_per_s = [run["reads_per_s"] for run in fio[1:]]
-    rows_per_s = [BATCH_ROWS * 1e9 / elapsed_ns for elapsed_ns in samples.elapsed_ns]
-    return {
-        "status": "measured",
-        "file_bytes": file.file_bytes,
-        "resident_bytes_before": left,
-        "rows_per_batch": BATCH_ROWS,
-        "fio": {"command": fio[0]["command"], "reads_per_s": fio_reads_per_s},
-        "direct": {
-            "rows_per_s": rows_per_s,
-            "cpu_us_per_row": sum(samples.cpu_ns) / len(samples.cpu_ns) / BATCH_ROWS / 1e3,
-            **samples.summary(),
-        },
-        "ratio": float(np.median([ours / theirs for ours, theirs in zip(rows_per_s, fio_reads_per_s, strict=True)])),
-        "ratio_goal": GOAL,
-    }
-
-
 def show(record: dict[str, Any]) -> None:
     """The record on a terminal."""
-    layouts, speed = record["layouts"], record["speed"]
+    layouts = record["layouts"]
     if layouts["status"] != "measured":
         print(f"reads a row: {layouts['status']}: {layouts['reason']}")
     for point in layouts.get("points", ()):
@@ -274,17 +223,7 @@ def show(record: dict[str, Any]) -> None:
             f"{own}, by arithmetic {point['touched_pages_per_row']:.3f}; "
             f"{point['rows_per_s']:,.0f} rows/s"
         )
-    if speed["status"] != "measured":
-        print(f"direct against fio: {speed['status']}: {speed['reason']}")
-        return
-    print(f"packed, {speed['file_bytes']:,} bytes, {speed['resident_bytes_before']:,} of them in memory before")
-    for name, figures in (
-        ("fio io_uring 4 KiB, depth 64", speed["fio"]["reads_per_s"]),
-        ("direct engine, 264-byte rows", speed["direct"]["rows_per_s"]),
-    ):
-        print(f"  {name}: {np.median(figures):10,.0f} a second ({min(figures):,.0f} to {max(figures):,.0f})")
-    cpu_us = speed["direct"]["cpu_us_per_row"]
-    print(f"  ratio {speed['ratio']:.2f}, the goal is {speed['ratio_goal']}; {cpu_us:.1f} µs of CPU a row")
+    show_speed(record["speed"], record["latency"])
 
 
 if __name__ == "__main__":

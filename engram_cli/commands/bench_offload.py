@@ -1,20 +1,58 @@
-"""`engram bench-offload`: lookups from memory and from disk, against the ceilings of this machine."""
+"""`engram bench-offload`: what reading rows costs here, from memory, from the device, to host and GPU memory."""
 
 from __future__ import annotations
 
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from engram_cli import console
+from engram_cli.commands.bench_offload_view import show_bench, show_overlap
 from engram_cli.options import Exclude, Force, Glob, JsonFlag, Threads, VocabFile
+
+if TYPE_CHECKING:
+    from engram_tables.measure.offload.plan import BenchPlan
+
+
+class _Text(NamedTuple):
+    """Where the rows to look up come from."""
+
+    corpus: list[str]
+    trace: Path | None
+    vocab: Path | None
+    glob: str
+    exclude: list[str]
 
 
 def bench_offload(
-    table: Annotated[str, typer.Argument(metavar="TABLE", help="A table, or a checkpoint read where it lies.")],
+    table: Annotated[
+        str | None,
+        typer.Argument(metavar="TABLE", help="A table, or a checkpoint read where it lies. --overlap can do without."),
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="SOURCES",
+            help="dram, nvme, auto (wherever the rows are), or several with commas. All of them by default.",
+        ),
+    ] = None,
+    to: Annotated[str, typer.Option("--to", metavar="host|gpu", help="Whose memory the rows are brought to.")] = "host",
+    state: Annotated[
+        str | None,
+        typer.Option(
+            "--state",
+            metavar="cold|warm|as-is",
+            help="What is in memory before a batch, brought about and checked. By default warm for dram, cold for "
+            "nvme, both for auto.",
+        ),
+    ] = None,
+    engine: Annotated[
+        str | None, typer.Option("--engine", metavar="NAME", help="Measure this engine alone; `auto` is one as well.")
+    ] = None,
     corpus: Annotated[
         list[str] | None,
         typer.Option(
@@ -24,68 +62,105 @@ def bench_offload(
             "Without it rows are uniform, which is a bound and not real text.",
         ),
     ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option("--trace", metavar="DIR", help="Lookups that `engram trace` wrote, in place of a corpus."),
+    ] = None,
     vocab: VocabFile = None,
     glob: Glob = "*",
     exclude: Exclude = None,
+    tokens: Annotated[
+        str | None,
+        typer.Option(
+            "--tokens", metavar="N,N", help="Tokens of a batch: decoding and chunks of a prompt. 1,8,512,8192 usually."
+        ),
+    ] = None,
     rows_per_batch: Annotated[
-        str,
-        typer.Option("--rows-per-batch", metavar="N,N", help="Rows of a batch; the nearest whole number of tokens."),
-    ] = "48,4096,65536",
-    source: Annotated[str, typer.Option("--from", metavar="dram|disk|both", help="Where rows are read.")] = "both",
+        str | None,
+        typer.Option(
+            "--rows-per-batch", metavar="N,N", help="Rows of a batch, in place of --tokens; the nearest whole tokens."
+        ),
+    ] = None,
+    streams: Annotated[
+        str, typer.Option("--streams", metavar="N,N", help="Batches asked for at the same time, by a thread each.")
+    ] = "1",
+    depths: Annotated[
+        str | None,
+        typer.Option("--depths", metavar="N,N", help="Reads in flight of the sweeps, which go on past saturation."),
+    ] = None,
+    bounds: Annotated[
+        bool,
+        typer.Option("--bounds/--no-bounds", help="Also the best engine on uniform rows and on one repeated token."),
+    ] = True,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Fewest timed batches a point.")] = 5,
     seconds: Annotated[float, typer.Option("--seconds", min=0.0, help="Timed work a point, at least.")] = 0.4,
+    batch_seconds: Annotated[
+        float,
+        typer.Option("--batch-seconds", min=0.0, help="Leave out batches that would take longer, and say so."),
+    ] = 3.0,
     threads: Threads = None,
     read_threads: Annotated[
         int | None, typer.Option("--read-threads", min=1, help="Threads that read from disk; 64 by default.")
     ] = None,
+    overlap: Annotated[
+        bool,
+        typer.Option("--overlap", help="Instead: what an offloaded table costs a model that runs at the same time."),
+    ] = False,
+    model: Annotated[
+        str, typer.Option("--model", metavar="NAME", help="With --overlap: whose layers are multiplied.")
+    ] = "engram-paper-4b",
     force: Force = False,
     as_json: JsonFlag = False,
     record_file: Annotated[
         Path | None, typer.Option("--record", metavar="FILE", help="Write the whole record, raw samples and all.")
     ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE", help="Draw rates, latencies and depth sweeps: .svg, .png or .pdf."),
+    ] = None,
 ) -> None:
-    """Measure lookups in a table, from memory and from disk, against this machine's ceilings.
+    """Measure what reading rows of a table costs on this machine, against ceilings of the same run.
 
-    Every engine's bytes are compared with a slow reading before it is timed;
-    a difference ends with exit code 6. Files are evicted from the page cache
-    for the disk part, and what was in memory is measured, not assumed. No
-    system setting is changed.
+    Every engine's bytes are compared with a slow reading before it is timed; a difference ends with exit code 6. What
+    is in memory before and after is measured, not assumed: files are evicted or read first, one by one, and no system
+    setting is changed. Engines that the machine refuses are listed with the reason, and what cannot run here is
+    `waived` with its own, as --to gpu without a GPU.
+
+    --overlap runs matrix products of a named model's layers beside the fetches, and reports how much slower they get.
+    --plot needs pip install 'engram-tables\\[report]'.
 
     \b
     Examples:
       engram bench-offload my-table --corpus /usr/share/doc --glob copyright
-      engram bench-offload my-table --corpus notes.txt --from disk
-      engram bench-offload my-table --corpus notes.txt --record run.json
+      engram bench-offload my-table --corpus notes.txt --from nvme --tokens 1,2,4,8 --streams 1,4
+      engram bench-offload my-table --trace trace --from auto --state as-is
+      engram bench-offload my-table --corpus notes.txt --record run.json --plot run.svg
+      engram bench-offload my-table --trace trace --to gpu
+      engram bench-offload --overlap --model engram-paper-4b --from dram
     """
-    from engram_tables import load_vocabulary
     from engram_tables.errors import InvalidInput
     from engram_tables.files import new_file, refuse_existing
-    from engram_tables.measure.bench import bench_offload as bench
-    from engram_tables.measure.lookups import DISK, DRAM, BenchPlan
 
-    sources = {"dram": (DRAM,), "disk": (DISK,), "both": (DRAM, DISK)}
-    if source not in sources:
-        raise InvalidInput(f"--from: found {source!r}, expected dram, disk or both")
+    text = _Text(corpus or [], trace, vocab, glob, exclude or [])
+    if table is None and not overlap:
+        raise InvalidInput("TABLE: found none, expected a table or a checkpoint; name one, or generate rows: --overlap")
+    if plot is not None:
+        from engram_tables.measure.offload.plot import check_plot
+
+        if overlap:
+            raise InvalidInput("--plot: found --overlap too, which has no picture; expected one of them")
+        check_plot(plot, force=force)
     if record_file is not None:
         refuse_existing(record_file, force=force)
-    plan = BenchPlan(
-        rows_per_batch=_batch_rows(rows_per_batch),
-        sources=sources[source],
-        repeats=repeats,
-        seconds=seconds,
-        threads=threads,
-        read_threads=read_threads,
-    )
-    with console.progress("measuring", "points") as progress:
-        record = bench(
-            table,
-            corpus=corpus or (),
-            glob=glob,
-            exclude=exclude or (),
-            vocabulary=None if vocab is None else load_vocabulary(vocab),
-            plan=plan,
-            progress=progress,
-        )
+    if overlap:
+        record = _overlap(table, text, source=source, to=to, engine=engine, model=model, threads=threads)
+    else:
+        plan = _plan(
+            source=source, to=to, state=state, engine=engine, tokens=tokens, rows_per_batch=rows_per_batch,
+            streams=streams, depths=depths, bounds=bounds, repeats=repeats, seconds=seconds,
+            batch_seconds=batch_seconds, threads=threads, read_threads=read_threads,
+        )  # fmt: skip
+        record = _bench(str(table), text, plan)
     if record_file is not None:
         try:
             with new_file(record_file, force=force) as file:
@@ -93,102 +168,102 @@ def bench_offload(
         except OSError as error:
             error.add_note(f"while writing the record {record_file}")
             raise
+    if plot is not None:
+        from engram_tables.measure.offload.plot import write_plot
+
+        write_plot(plot, record, force=force)
     if as_json:
         console.emit(record)
+    elif overlap:
+        show_overlap(record)
     else:
-        _show(record)
-    if record["mismatches"]:
-        first = record["mismatches"][0]
-        console.check_found(
-            f"{first['source']}, engine {first['engine']}: {first['records']} records differ from the bytes in the "
-            f"files, the first at {first['first']}; the engine was not timed"
+        show_bench(record)
+    if plot is not None:
+        console.say(f"wrote {plot}")
+    _fail_on_mismatch(record)
+
+
+def _plan(*, tokens: str | None, rows_per_batch: str | None, streams: str, depths: str | None, source: str | None,
+          to: str, state: str | None, **others: Any) -> BenchPlan:  # fmt: skip
+    from engram_tables.errors import InvalidInput
+    from engram_tables.measure.offload.plan import BATCH_TOKENS, DEPTHS, BenchPlan, Source, State, Target
+
+    if tokens is not None and rows_per_batch is not None:
+        raise InvalidInput("--tokens, --rows-per-batch: found both, expected one of them")
+    return BenchPlan(
+        sources=None if source is None else tuple(_choice("--from", word, Source) for word in source.split(",")),
+        to=_choice("--to", to, Target),
+        state=None if state is None else _choice("--state", state, State),
+        tokens=BATCH_TOKENS if tokens is None else _numbers("--tokens", tokens),
+        rows_per_batch=() if rows_per_batch is None else _numbers("--rows-per-batch", rows_per_batch),
+        streams=_numbers("--streams", streams),
+        depths=DEPTHS if depths is None else _numbers("--depths", depths),
+        **others,
+    )
+
+
+def _bench(table: str, text: _Text, plan: BenchPlan) -> dict[str, Any]:
+    from engram_tables import load_vocabulary
+    from engram_tables.measure.bench import bench_offload as bench
+
+    with console.progress("measuring", "points") as progress:
+        return bench(
+            table,
+            corpus=text.corpus,
+            trace=text.trace,
+            glob=text.glob,
+            exclude=text.exclude,
+            vocabulary=None if text.vocab is None else load_vocabulary(text.vocab),
+            plan=plan,
+            progress=progress,
         )
 
 
-def _batch_rows(text: str) -> tuple[int, ...]:
+def _overlap(
+    table: str | None, text: _Text, *, source: str | None, to: str, engine: str | None, model: str, threads: int | None
+) -> dict[str, Any]:
+    from engram_tables import load_vocabulary
+    from engram_tables.measure.overlap import OverlapPlan
+    from engram_tables.measure.overlap import overlap as measure
+
+    plan = OverlapPlan(to=to, source=source or "auto", engine=engine, model=model, threads=threads)
+    with console.progress("measuring", "points") as progress:
+        return measure(
+            table,
+            plan=plan,
+            corpus=text.corpus,
+            trace_path=text.trace,
+            glob=text.glob,
+            exclude=text.exclude,
+            vocabulary=None if text.vocab is None else load_vocabulary(text.vocab),
+            progress=progress,
+        )
+
+
+def _fail_on_mismatch(record: dict[str, Any]) -> None:
+    if record.get("status") == "mismatch":
+        console.check_found(f"overlap: {record.get('reason') or 'records differ from the bytes in the files'}")
+    if record.get("mismatches"):
+        first = record["mismatches"][0]
+        console.check_found(
+            f"{first['section']}, engine {first['engine']}: {first['n_records']} records differ from the bytes in the "
+            f"files, the first at position {first['first_position']} of the batch; the engine was not timed"
+        )
+
+
+def _choice(option: str, word: str, choices: Any) -> Any:
+    from engram_tables.errors import InvalidInput
+
+    try:
+        return choices(word.strip())
+    except ValueError:
+        raise InvalidInput(f"{option}: found {word[:40]!r}, expected one of {', '.join(choices)}") from None
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
     from engram_tables.errors import InvalidInput
 
     parts = text.split(",")
     if not all(re.fullmatch(r"\s*[0-9]{1,15}\s*", part) for part in parts):
-        raise InvalidInput(f"--rows-per-batch: found {text[:40]!r}, expected whole numbers with commas, as 48,4096")
+        raise InvalidInput(f"{option}: found {text[:40]!r}, expected whole numbers with commas, as 1,8,512")
     return tuple(int(part) for part in parts)
-
-
-def _show(record: dict[str, Any]) -> None:
-    table, trace = record["table"], record["trace"]
-    console.show(
-        f"{table['path']}: {table['n_rows']:,} rows of {table['row_bytes']} bytes ({table['codec']}, "
-        f"{table['layout'] or 'as released'}), {table['rows_per_token']} rows a token"
-    )
-    if len(table["parts"]) > 1:
-        console.show(f"a row lies in {len(table['parts'])} places: {', '.join(table['parts'])}")
-    if not table["has_digests"]:
-        console.show("note: the rows have no digests, so what was read is not known to be what was released")
-    if trace["is_real_text"]:
-        console.show(
-            f"rows of real text: {trace['tokens']:,} tokens of {trace['documents']:,} documents, "
-            f"{trace['unique_row_ratio']:.0%} of the rows distinct"
-        )
-        if trace["replaced_bytes"]:
-            console.show(
-                f"note: {trace['replaced_bytes']:,} bytes in {trace['replaced_files']:,} files are not UTF-8; were "
-                "these files text? choose them with --glob"
-            )
-    else:
-        console.show("uniform random rows: a bound, not real text (give --corpus for that)")
-    for source, title in (("dram", "from memory"), ("disk", "from disk")):
-        if source in record:
-            _show_part(title, record[source])
-    console.show(f"GPU: {record['gpu']['status']}: {record['gpu']['reason']}")
-    for flag in record["flags"]:
-        console.show(f"note: {flag}")
-
-
-def _show_part(title: str, part: dict[str, Any]) -> None:
-    if part["status"] != "measured":
-        console.show()
-        console.show(f"{title}: {part['status']}: {part['reason']}")
-        return
-    console.show()
-    console.show(f"{title}: {_state(part)}")
-    columns = (
-        "engine", "rows a batch", "rows/s", "µs a row", "pages a row", "batch p50 µs", "batch p99 µs", "CPU µs a row",
-        "GB/s", "of ceiling",
-    )  # fmt: skip
-    rows = [
-        (
-            point["engine"],
-            f"{point['rows_per_batch']:,}",
-            f"{point['rows_per_s']:,.0f}",
-            f"{point['us_per_row']:.3f}",
-            f"{point['pages_per_row']:.2f}",
-            f"{point['batch_p50_us']:,.0f}",
-            f"{point['batch_p99_us']:,.0f}",
-            f"{point['cpu_us_per_row']:.2f}",
-            f"{point['useful_bytes_per_s'] / 1e9:.3f}",
-            f"{point['share_of_ceiling']:.0%}",
-        )
-        for point in part["points"]
-    ]
-    console.show_table("", columns, rows)
-
-
-def _state(part: dict[str, Any]) -> str:
-    state, ceilings = part["state"], part["ceilings"]
-    if "resident_bytes_before" in state:
-        share = min(state["resident_bytes_before"], state["resident_bytes_after"]) / state["file_bytes"]
-        huge = state["huge_page_bytes"]
-        pages = "" if huge is None else f" ({huge / state['file_bytes']:.0%} mapped by huge pages)"
-        return (
-            f"{share:.0%} of the files in the page cache{pages}; ceiling memcpy "
-            f"{ceilings['memcpy_1_thread_bytes_per_s'] / 1e9:.1f} GB/s by 1 thread, "
-            f"{ceilings['memcpy_all_threads_bytes_per_s'] / 1e9:.1f} by {ceilings['threads']}; "
-            f"a dependent load {ceilings['dependent_load_ns']:.0f} ns"
-        )
-    share = state["resident_bytes_after_first_eviction"] / state["file_bytes"]
-    fio = ceilings["fio"]
-    by_fio = f"fio {fio['reads_per_s']:,.0f}" if fio["status"] == "measured" else f"no fio figure: {fio['reason']}"
-    return (
-        f"{share:.0%} of the files in the page cache after eviction; ceiling "
-        f"{ceilings['best_reads_per_s']:,.0f} random 4 KiB reads/s ({by_fio})"
-    )

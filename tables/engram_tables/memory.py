@@ -16,6 +16,8 @@ from numba import types
 from numba.extending import intrinsic as _numba_intrinsic
 from numpy.typing import NDArray
 
+from engram_tables.errors import CapacityError
+
 # Kernels call an intrinsic without its first parameter, which type checkers cannot know.
 intrinsic: Any = _numba_intrinsic
 
@@ -91,6 +93,36 @@ def claim(typing_context: Any, counter: Any, n_items: Any) -> Any:
     return signature, generate
 
 
+@intrinsic
+def pointer_to(typing_context: Any, address: Any) -> Any:
+    """`address` for `numba.carray`, whose arrays own nothing and cost nothing to make."""
+    return types.voidptr(types.uint64), lambda _context, builder, _signature, arguments: _pointer(builder, arguments[0])
+
+
+@intrinsic
+def load_byte(typing_context: Any, address: Any) -> Any:
+    """The uint8 at `address`."""
+    signature = types.uint8(types.uint64)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.load(_pointer(builder, arguments[0]))
+
+    return signature, generate
+
+
+@intrinsic
+def add_in_order(typing_context: Any, address: Any, amount: Any) -> Any:
+    """Add `amount` to the int64 at `address` (a multiple of 8) as one step that no load or store passes; returns the
+    value before."""
+    signature = types.int64(types.uint64, types.int64)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
+        return builder.atomic_rmw("add", pointer, arguments[1], "seq_cst")
+
+    return signature, generate
+
+
 def aligned_bytes(n_bytes: int, alignment: int) -> NDArray[np.uint8]:
     """Uninitialised uint8 (n_bytes,) whose first byte lies on a multiple of `alignment` (a power of two)."""
     block = np.empty(n_bytes + alignment, np.uint8)
@@ -104,7 +136,13 @@ def anonymous_bytes(n_bytes: int, *, huge_pages: bool) -> NDArray[np.uint8]:
     The kernel is advised for or against huge pages before the first touch. Advice is not a promise:
     `measure.residency.huge_page_bytes` says how much of a range got them.
     """
-    block = mmap.mmap(-1, n_bytes + HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        block = mmap.mmap(-1, n_bytes + HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise CapacityError(
+            f"memory: the system refused {n_bytes} bytes ({error.strerror}), expected room for them; ask for less, or "
+            "raise the limit (`ulimit -v`, a container's memory)"
+        ) from None
     advice = getattr(mmap, "MADV_HUGEPAGE" if huge_pages else "MADV_NOHUGEPAGE", None)
     if advice is not None:
         block.madvise(advice)

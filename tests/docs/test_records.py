@@ -20,7 +20,9 @@ from engram_cli.console import Exit
 from engram_tables import errors
 from engram_tables.address.golden.cases import read_golden
 from engram_tables.corpus.reading.readers import Skipped
+from engram_tables.fetch.gpu.host_device import HostDevice
 from engram_tables.measure.ceilings import memory_ceilings
+from engram_tables.measure.offload.plan import BenchPlan, Source, Target
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = ROOT / "docs" / "reference"
@@ -153,9 +155,9 @@ def test_every_key_that_is_printed_is_documented(page: str, made: Path, tiny_voc
         _check(page, {key: value for key, value in record.items() if key != "spec" or isinstance(value, str)})
     unseen = set(_strings_in_code()) - {record["schema"] for record in records}
     assert unseen == {
-        "engram.table/1", "engram.table/2", "engram.rows/2", "engram.bench-offload/1", "engram.golden/1",
-        "engram.build-work/1", "engram.count-work/1", "engram.counts-merge-work/1", "engram.tokenize-work/1",
-        "engram.tokenize-shard/1",
+        "engram.table/1", "engram.table/2", "engram.rows/2", "engram.bench-offload/2", "engram.overlap/1",
+        "engram.golden/1", "engram.build-work/1", "engram.count-work/1", "engram.counts-merge-work/1",
+        "engram.tokenize-work/1", "engram.tokenize-shard/1",
     }  # fmt: skip
 
 
@@ -170,13 +172,25 @@ def _tokenizer(home: Path, vocab_file: Path) -> Path:
 def test_every_key_of_a_benchmark_is_documented(page: str, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk_ceilings = bench_module.disk_ceilings
     monkeypatch.setattr(
-        bench_module, "memory_ceilings", lambda threads: memory_ceilings(region_bytes=64 << 20, repeats=1)
+        bench_module, "memory_ceilings", lambda threads: memory_ceilings(region_bytes=16 << 20, repeats=1)
     )
-    monkeypatch.setattr(bench_module, "disk_ceilings", lambda path, seconds: disk_ceilings(path, seconds=0.01))
+    monkeypatch.setattr(
+        bench_module, "disk_ceilings", lambda path, seconds, depths: disk_ceilings(path, seconds=0.01, depths=depths)
+    )
+    monkeypatch.setattr(bench_module, "_SWEEP_SECONDS", 0.005)
+    monkeypatch.setattr("engram_tables.measure.ceilings._MOST_DEPTH", 4)
     monkeypatch.setattr("engram_tables.measure.ceilings.shutil.which", lambda program: None)
-    quick = ("--rows-per-batch", "24", "--repeats", "2", "--seconds", "0", "--json")
-    _check(page, _run("bench-offload", made / "table", "--corpus", made / "text.txt", *quick)[0])
-    _check(page, _run("bench-offload", made / "table", "--from", "dram", *quick)[0])
+    quick = ("--tokens", "1,2", "--repeats", "1", "--seconds", "0", "--depths", "1,2", "--json")
+    slow = ("--batch-seconds", "0")
+    _check(page, _run("bench-offload", made / "table", "--corpus", made / "text.txt", *quick, *slow)[0])
+    _check(page, _run("bench-offload", made / "table", "--from", "dram", "--to", "gpu", *quick)[0])
+    on_host = bench_module.bench_offload(
+        made / "ranks" / "rank-0-of-2",
+        plan=BenchPlan(tokens=(1,), repeats=1, seconds=0.0, sources=(Source.DRAM,), engine="gather"),
+    )
+    _check(page, on_host)
+    plan = BenchPlan(tokens=(1,), repeats=1, seconds=0.0, sources=(Source.DRAM,), to=Target.GPU)
+    _check(page, bench_module.bench_offload(made / "table", plan=plan, device=HostDevice))
 
 
 def test_every_reason_to_skip_is_documented(page: str) -> None:

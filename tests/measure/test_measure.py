@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from engram_tables.address.spec import AddressSpec, HistoryRule, LayerAddressing
 from engram_tables.address.vocabulary import build_vocabulary
-from engram_tables.errors import BackendUnavailable, InvalidInput
-from engram_tables.fetch.engines.copying import GatherEngine
-from engram_tables.fetch.engines.mapping import MappingEngine
+from engram_tables.corpus.tokens.token_shards import write_tokens
+from engram_tables.corpus.tokens.token_store import open_tokens
+from engram_tables.corpus.traffic.trace_contents import Store
+from engram_tables.corpus.traffic.trace_writer import plan_trace, run_trace
+from engram_tables.errors import InvalidInput, SpecMismatch
 from engram_tables.fetch.table import open_table
-from engram_tables.measure import bench as bench_module
 from engram_tables.measure.bench import bench_offload
-from engram_tables.measure.ceilings import fio_random_reads, memory_ceilings
+from engram_tables.measure.ceilings import bus_ceilings, fio_random_reads, sweep_depths
 from engram_tables.measure.environment import describe, device_reads
-from engram_tables.measure.lookups import BenchPlan
+from engram_tables.measure.offload.plan import BenchPlan, Section, Source, State
 from engram_tables.measure.residency import evict, huge_page_bytes, preload, resident_bytes
 from engram_tables.measure.timing import Case, interleave, summarise
-from engram_tables.measure.trace import text_trace, uniform_trace, unique_ratio
+from engram_tables.measure.trace import repeated_trace, stored_trace, text_trace, uniform_trace, unique_ratio
 from engram_tables.memory import anonymous_bytes
 from engram_tables.storage.building.writer import build_table, plan_table
 
@@ -54,18 +55,6 @@ def table_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     plan = plan_table(SPEC, codec="fp8-e4m3-e8m0", layout="packed", init="normal", shard_bytes=1 << 20)
     build_table(plan, path)
     return path
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> BenchPlan:
-    """Ceilings in a moment: their figures are not what is tested."""
-    monkeypatch.setattr(
-        bench_module, "memory_ceilings", lambda threads: memory_ceilings(region_bytes=64 << 20, repeats=1)
-    )
-    disk_ceilings = bench_module.disk_ceilings
-    monkeypatch.setattr(bench_module, "disk_ceilings", lambda path, seconds: disk_ceilings(path, seconds=0.01))
-    monkeypatch.setattr("engram_tables.measure.ceilings.shutil.which", lambda program: None)
-    return BenchPlan(rows_per_batch=(8, 100), repeats=2, seconds=0.0)
 
 
 def test_summaries() -> None:
@@ -136,6 +125,91 @@ def test_without_fio_its_figure_is_waived(tmp_path: Path, monkeypatch: pytest.Mo
     assert fio_random_reads(tmp_path, seconds=1) == {"status": "waived", "reason": "fio is not installed"}
 
 
+def test_nvbandwidth_is_asked_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert bus_ceilings() == {"status": "waived", "reason": "nvbandwidth is not installed"}
+    program = tmp_path / "nvbandwidth"
+    for printed, expected in (
+        ('echo "no device" >&2; exit 1', {"status": "waived", "reason": "nvbandwidth ended with status 1: no device"}),
+        (
+            'echo \'noise {"nvbandwidth": {"testcases": [{"name": "host_to_device_memcpy_ce", "status": "Passed", '
+            '"sum": 52.5}, {"name": "host_to_device_memcpy_sm", "status": "Waived"}]}}\'',
+            {"host_to_device_memcpy_ce_bytes_per_s": 52.5e9},
+        ),
+    ):
+        program.write_text(f"#!/bin/sh\n{printed}\n")
+        program.chmod(0o755)
+        found = bus_ceilings()
+        assert {key: found[key] for key in expected} == expected
+        assert "host_to_device_memcpy_sm_bytes_per_s" not in found
+
+
+def test_a_sweep_goes_on_past_saturation() -> None:
+    asked: list[int] = []
+
+    def measure(depth: int) -> float:
+        asked.append(depth)
+        return 100.0 * min(depth, 40)
+
+    swept = sweep_depths(measure, (4, 1, 2))
+    assert asked == [1, 2, 4, 8, 16, 32, 64, 128]
+    assert (swept["best_reads_per_s"], swept["saturation_depth"], swept["is_past_saturation"]) == (4000.0, 64, True)
+    flat = sweep_depths(lambda depth: 7.0, (1, 2))
+    assert (flat["saturation_depth"], [point["depth"] for point in flat["points"]]) == (1, [1, 2])
+    endless = sweep_depths(float, (512,))
+    assert (endless["saturation_depth"], endless["is_past_saturation"]) == (512, False)
+    assert sweep_depths(float, (256, 512))["points"][-1]["depth"] == 1024
+
+
+def test_sections_follow_sources_and_state() -> None:
+    def sections(**plan: object) -> list[str]:
+        return [str(section) for section in BenchPlan(**plan).sections]
+
+    assert sections() == ["dram, warm", "auto, warm", "nvme, cold", "auto, cold"]
+    assert sections(sources=(Source.AUTO,)) == ["auto, warm", "auto, cold"]
+    assert sections(state=State.COLD) == ["nvme, cold", "auto, cold"]
+    assert sections(state=State.WARM) == ["dram, warm", "auto, warm"]
+    assert sections(state=State.AS_IS, sources=(Source.NVME,)) == ["nvme, as-is"]
+    assert Section(source=Source.DRAM, state=State.WARM) in BenchPlan().sections
+
+
+def test_files_that_are_mapped_here_are_evicted(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(os.urandom(4 << 20))
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapping:
+        content = bytes(mapping)
+        assert resident_bytes([path]) == 4 << 20
+        assert evict([path]) < 4 << 20
+        assert bytes(mapping) == content
+
+
+def test_repeated_rows_are_few_and_traces_are_taken_in_a_row(tmp_path: Path) -> None:
+    repeated = repeated_trace(SPEC, n_tokens=400, n_ids=4)
+    assert repeated.description["is_real_text"] is False
+    assert all(len(np.unique(repeated.addresses.rows[start + 5 : start + 100], axis=0)) == 1 for start in (0, 100, 200))
+    ids = np.random.default_rng(0).integers(0, 1000, 60)
+    unfolded = replace(SPEC, folded=False)
+    write_tokens(tmp_path / "tokens", [ids[:40], ids[40:]], token_size=1000)
+    tokens = open_tokens(tmp_path / "tokens")
+    run_trace(plan_trace(unfolded, tokens, None, output=tmp_path / "trace", store=Store.ROWS))
+    expected = np.concatenate([SPEC.address(part).rows for part in (ids[:40], ids[40:])])
+    build_table(plan_table(unfolded, codec="f32", layout="packed", init="zeros"), tmp_path / "table")
+    with open_table(tmp_path / "table") as table:
+        trace = stored_trace(table, tmp_path / "trace")
+        assert np.array_equal(trace.addresses.rows, expected)
+        assert (trace.description["kind"], trace.description["documents"]) == ("trace", 2)
+        part = stored_trace(table, tmp_path / "trace", n_tokens=7)
+        start = part.description["first_token"]
+        assert np.array_equal(part.addresses.rows, expected[start : start + 7])
+    other = replace(unfolded, history=HistoryRule(fill_id=1))
+    run_trace(plan_trace(other, tokens, None, output=tmp_path / "other", store=Store.KEYS))
+    with (
+        open_table(tmp_path / "table") as table,
+        pytest.raises(SpecMismatch, match="trace the tokens with this table's spec"),
+    ):
+        stored_trace(table, tmp_path / "other")
+
+
 def test_uniform_rows_stay_in_their_columns() -> None:
     trace = uniform_trace(SPEC, n_tokens=500)
     assert trace.description["is_real_text"] is False
@@ -145,69 +219,12 @@ def test_uniform_rows_stay_in_their_columns() -> None:
     assert unique_ratio(np.zeros((10, 2, 4), np.int64)) == pytest.approx(2 / 80)
 
 
-def test_the_record(table_path: Path, quick: BenchPlan) -> None:
-    calls: list[tuple[int, int]] = []
-    record = bench_offload(table_path, plan=quick, progress=lambda done, total: calls.append((done, total)))
-    assert json.loads(json.dumps(record, allow_nan=False)) == record
-    assert record["schema"] == "engram.bench-offload/1"
-    assert record["mismatches"] == []
-    assert record["gpu"]["status"] == "waived"
-    assert record["trace"]["kind"] == "uniform"
-    assert record["dram"]["status"] == "measured"
-    assert record["dram"]["state"]["resident_bytes_before"] >= record["dram"]["state"]["file_bytes"]
-    engines_seen = [point["engine"] for point in record["dram"]["points"]]
-    assert engines_seen[:3] == ["mapping", "gather, 1 thread", "gather, all threads"]
-    for point in record["dram"]["points"]:
-        assert point["rows_per_batch"] in (8, 96, 104)
-        assert point["n"] == len(point["samples_ns"]) >= 2
-        assert point["us_per_row"] * point["rows_per_s"] == pytest.approx(1e6)
-        assert 1 <= point["pages_per_row"] <= 2
-    if record["disk"]["status"] == "measured":
-        names = {point["engine"] for point in record["disk"]["points"]}
-        assert names == {"direct", "pread", "mapping, default advice", "mapping, MADV_RANDOM"}
-    assert calls[-1][0] == calls[-1][1]
-
-
-def test_an_engine_with_wrong_bytes_is_not_timed(
-    table_path: Path, quick: BenchPlan, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read = MappingEngine.read
-
-    def wrong(self: Any, batch: Any, out: Any, threads: Any) -> None:
-        read(self, batch, out, threads)
-        out[-1, 5] ^= 1
-
-    monkeypatch.setattr(MappingEngine, "read", wrong)
-    record = bench_offload(table_path, plan=BenchPlan(rows_per_batch=(8,), sources=("dram",), repeats=1, seconds=0.0))
-    assert "mapping" not in [point["engine"] for point in record["dram"]["points"]]
-    assert record["mismatches"][0] == {
-        "source": "dram", "engine": "mapping", "records": 1, "first": {"token": 0, "layer_idx": 1, "column": 3}
-    }  # fmt: skip
-
-
-def test_a_disk_that_cannot_be_measured_is_waived(
-    table_path: Path, quick: BenchPlan, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(paths: Any) -> int:
-        raise BackendUnavailable("no such advice")
-
-    monkeypatch.setattr(bench_module, "evict", refuse)
-    record = bench_offload(table_path, plan=BenchPlan(rows_per_batch=(8,), sources=("disk",), repeats=1, seconds=0.0))
-    assert record["disk"] == {"status": "waived", "reason": "no such advice"}
-
-
-def test_a_table_larger_than_memory_is_waived(
-    table_path: Path, quick: BenchPlan, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bench_module, "read_meminfo", lambda: {"MemAvailable": 1000})
-    monkeypatch.setattr(bench_module, "resident_bytes", lambda paths: 0)
-    record = bench_offload(table_path, plan=BenchPlan(rows_per_batch=(8,), sources=("dram",), repeats=1, seconds=0.0))
-    assert record["dram"]["status"] == "waived"
-    assert "1000 bytes of memory" in record["dram"]["reason"]
-
-
 def test_unusable_plans(table_path: Path) -> None:
-    for wrong in ({"rows_per_batch": ()}, {"rows_per_batch": (0,)}, {"sources": ("tape",)}, {"repeats": 0}):
+    for wrong in (
+        {"tokens": ()}, {"tokens": (0,)}, {"rows_per_batch": (0,)}, {"streams": ()}, {"streams": (0, 1)},
+        {"depths": ()}, {"depths": (10**9,)}, {"repeats": 0},
+        {"sources": (Source.DRAM,), "state": State.COLD}, {"sources": (Source.NVME,), "state": State.WARM},
+    ):  # fmt: skip
         with pytest.raises(InvalidInput):
             BenchPlan(**wrong)
     with pytest.raises(InvalidInput, match="give more text"):
@@ -259,44 +276,3 @@ def test_traces_of_text_respect_documents(tmp_path: Path) -> None:
         assert (cut.n_tokens, cut.description["text_bytes"]) == (2, 12)
         with pytest.raises(InvalidInput, match="found no token"):
             text_trace(table, [corpus], text_bytes=0)
-
-
-def test_the_command(tmp_path: Path, quick: BenchPlan, monkeypatch: pytest.MonkeyPatch) -> None:
-    import typer
-    from typer.testing import CliRunner
-
-    from engram_cli import console
-    from engram_cli.commands.bench_offload import bench_offload as command
-
-    app = typer.Typer()
-    app.command()(console.guarded(command))
-    path = text_table(tmp_path)
-    (tmp_path / "text.txt").write_text(" ".join(f"word{k % 7}" for k in range(2000)))
-    quickly = [str(path), "--rows-per-batch", "8,40", "--repeats", "1", "--seconds", "0"]
-    ran = CliRunner().invoke(
-        app, [*quickly, "--corpus", str(tmp_path / "text.txt"), "--json", "--record", str(tmp_path / "record.json")]
-    )
-    assert ran.exit_code == 0, ran.output
-    record = json.loads(ran.stdout)
-    assert record["trace"]["tokens"] == 2000
-    assert json.loads((tmp_path / "record.json").read_text()) == record
-    ran = CliRunner().invoke(app, [*quickly, "--from", "dram"])
-    assert ran.exit_code == 0, ran.output
-    assert "a bound, not real text" in ran.stdout
-    assert "rows/s" in ran.stdout
-    for wrong in (
-        ["--from", "tape"], ["--rows-per-batch", "4,x"], ["--rows-per-batch", "²"],
-        ["--rows-per-batch", "٣"], ["--rows-per-batch", ""], ["--rows-per-batch", "9" * 5000],
-        ["--rows-per-batch", "9" * 400], ["--record", str(tmp_path / "record.json")],
-        ["--corpus", str(tmp_path / "nothing")],
-    ):  # fmt: skip
-        assert CliRunner().invoke(app, [*quickly, *wrong]).exit_code == 3
-    assert CliRunner().invoke(app, [str(tmp_path)]).exit_code == 4
-    read = GatherEngine.read
-
-    def wrong_bytes(self: Any, batch: Any, out: Any, threads: Any) -> None:
-        read(self, batch, out, threads)
-        out[0] ^= 1
-
-    monkeypatch.setattr(GatherEngine, "read", wrong_bytes)
-    assert CliRunner().invoke(app, [*quickly, "--from", "dram"]).exit_code == 6

@@ -11,14 +11,14 @@ from made_checkpoints import MAKERS, Made, make_deepseek
 from typer.testing import CliRunner
 
 from engram_cli.app import app
-from engram_tables.address.spec import Addresses
 from engram_tables.errors import InvalidInput
 from engram_tables.fetch.table import open_table
 from engram_tables.inspect.table import inspect_table
 from engram_tables.measure import bench as bench_module
 from engram_tables.measure.bench import bench_offload
 from engram_tables.measure.ceilings import memory_ceilings
-from engram_tables.measure.lookups import BenchPlan, batch_facts
+from engram_tables.measure.offload.lookups import Asked, batch_facts
+from engram_tables.measure.offload.plan import BenchPlan
 from engram_tables.storage.building.repack import plan_repack
 from engram_tables.storage.building.writer import build_table
 from engram_tables.storage.sources.opening import open_source
@@ -36,19 +36,22 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
         bench_module, "memory_ceilings", lambda threads: memory_ceilings(region_bytes=64 << 20, repeats=1)
     )
     disk_ceilings = bench_module.disk_ceilings
-    monkeypatch.setattr(bench_module, "disk_ceilings", lambda path, seconds: disk_ceilings(path, seconds=0.01))
+    monkeypatch.setattr(
+        bench_module, "disk_ceilings", lambda path, seconds, depths: disk_ceilings(path, seconds=0.01, depths=(1, 2))
+    )
+    monkeypatch.setattr(bench_module, "_SWEEP_SECONDS", 0.005)
     monkeypatch.setattr("engram_tables.measure.ceilings.shutil.which", lambda program: None)
 
 
 def test_a_checkpoint_is_measured(planar: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     _quick(monkeypatch)
-    record = bench_offload(planar.path, plan=BenchPlan(rows_per_batch=(48,), repeats=1, seconds=0.0))
+    record = bench_offload(planar.path, plan=BenchPlan(rows_per_batch=(48,), repeats=1, seconds=0.0, depths=(1, 2)))
     assert json.loads(json.dumps(record, allow_nan=False)) == record
     assert record["mismatches"] == []
     assert (record["table"]["layout"], record["table"]["has_digests"]) == (None, False)
     assert record["table"]["parts"] == ["weights", "scales"]
-    assert record["dram"]["status"] == "measured"
-    for point in record["dram"]["points"]:
+    assert record["sections"][0]["status"] == "measured"
+    for point in record["sections"][0]["points"]:
         assert 2 <= point["pages_per_row"] < 2.5
 
 
@@ -57,8 +60,8 @@ def test_both_places_are_counted(planar: Made) -> None:
         spec, stored = table.spec, table.stored
         rows = np.stack([np.arange(spec.n_columns) * 7 + layer for layer in range(len(spec.layers))])[None]
         rows = np.concatenate([rows, rows])
-        keys = np.zeros((2, len(spec.layers), 1), np.uint64)
-        facts = batch_facts(table, Addresses(rows=rows, keys=keys))
+        by_layer = [(layer_id, rows[:, layer].reshape(-1)) for layer, layer_id in enumerate(spec.layer_ids)]
+        facts = batch_facts(table, Asked(tuple(by_layer), None))
         pages, n_parts_pages, n_lines = set(), 0, 0
         for layer, layer_id in enumerate(spec.layer_ids):
             for part_idx, part in enumerate(stored.parts):
@@ -149,13 +152,6 @@ def test_rows_that_no_codec_reads_are_inspected(tmp_path: Path) -> None:
     made = MAKERS["qwen-nvfp4"](tmp_path / "checkpoint")
     with open_table(made.path) as table:
         assert inspect_table(table)["codec"] == made.codec
-
-
-def test_a_part_of_a_table_is_not_measured_as_a_whole(planar: Made, tmp_path: Path) -> None:
-    with closing(open_source(planar.path)) as source:
-        build_table(plan_repack(source, layout="packed", layers=[source.spec.layer_ids[0]]), tmp_path / "part")
-    with pytest.raises(InvalidInput, match="found a part of the rows of layer"):
-        bench_offload(tmp_path / "part")
 
 
 def test_a_url_is_no_place_to_read_rows_from() -> None:

@@ -7,24 +7,42 @@ import threading
 import weakref
 from typing import Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from engram_tables.errors import InvalidInput
+from engram_tables.fetch.kernels import SHUT, shut_gate
+
+_LOOK_AGAIN_S = 0.0005
 
 
 class Leases:
     """Count the calls in flight: `with leases:` around each, `close()` waits for them and refuses later ones.
 
-    After a fork the child starts with no call in flight: the parent's threads do not exist there.
+    Kernels that pass the `gate` by themselves are counted as well. After a fork the child starts with no call in
+    flight: the parent's threads do not exist there.
     """
 
     def __init__(self, what: str) -> None:
         self._what = what
         self._closed = False
+        self._gate: NDArray[np.int64] | None = None
         self._forget_threads()
         _all.add(self)
 
     def _forget_threads(self) -> None:
         self._idle = threading.Condition()
         self._n_in_flight = 0
+        if self._gate is not None:
+            self._gate[0] = SHUT if self._closed else 0
+
+    def gate(self) -> NDArray[np.int64]:
+        """int64 (1,), always the same array: kernels add one when they come, and take it away when they go; from SHUT
+        on they turn round."""
+        with self._idle:
+            if self._gate is None:
+                self._gate = np.full(1, SHUT if self._closed else 0, np.int64)
+            return self._gate
 
     def __enter__(self) -> Self:
         with self._idle:
@@ -48,6 +66,9 @@ class Leases:
         with self._idle:
             first, self._closed = not self._closed, True
             self._idle.wait_for(lambda: self._n_in_flight == 0)
+            # Kernels tell nobody when they go, so as to be quick.
+            while self._gate is not None and shut_gate(np.uint64(self._gate.ctypes.data)):
+                self._idle.wait(_LOOK_AGAIN_S)
         return first
 
 

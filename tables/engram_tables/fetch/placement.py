@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_tables.errors import InvalidInput
-from engram_tables.fetch.kernels import Placement, first_missing, first_outside, locate
+from engram_tables.fetch.kernels import Placement, first_missing, first_outside, locate_some
 from engram_tables.storage.extents import ranges_of
 from engram_tables.storage.row_files import RowFiles
 from engram_tables.units import PAGE_BYTES
@@ -33,6 +33,8 @@ class Placements:
     ----------
     parts
         Of every record.
+    is_whole
+        Every row of every layer is here.
     part_starts, part_bytes
         uint64 (parts,): which bytes of the record.
     file_idx, offsets
@@ -68,7 +70,7 @@ class Placements:
             self._extents[spot] = idx, self._extents[spot][1] + 1
         for part_idx, layer in np.ndindex(self._extent_rows.shape):
             self._extent_rows[part_idx, layer] = self._equal_rows(self.extents_of(part_idx, layer))
-        self._is_whole = all(
+        self.is_whole = all(
             stored.owned(layer_id) == ((0, n_rows),)
             for layer_id, n_rows in zip(self.layer_ids, self.n_rows.tolist(), strict=True)
         )
@@ -105,7 +107,7 @@ class Placements:
                 f"{limits[layer] - 1} in layer {self.layer_ids[first_layer + layer]}; were the rows computed with "
                 "another spec?"
             )
-        if not self._is_whole:
+        if not self.is_whole:
             extents = self._extents[0, layers]
             position = int(first_missing(flat, n_columns, extents, self._first_rows, self._stops))
             if position >= 0:
@@ -132,6 +134,12 @@ class Placements:
             )
             for part_idx, part in enumerate(self.parts)
         )
+
+    def extent_words(self, bases: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """What the tail of a kernel's plan holds of records in one part: rows of each layer, rows of its equal extents,
+        its extents; first rows, bases and stops of all extents. int64 (4 x layers + 3 x extents,)."""
+        of_layers = self.n_rows, self._extent_rows[0], self._extents[0].reshape(-1)
+        return np.concatenate([*of_layers, self._first_rows, bases.view(np.int64), self._stops])
 
     def file_spots(self) -> NDArray[np.uint64]:
         """Where each file's byte 0 is in a space in which they follow each other, a page or more apart."""
@@ -161,7 +169,7 @@ class Placed:
     """Records in a space of addresses, where extent k's first row is at `bases[k]`, uint64 (extents,)."""
 
     def __init__(self, places: Placements, bases: NDArray[np.uint64]) -> None:
-        self._places, self._bases = places, bases
+        self.places, self.bases = places, bases
         self._made: dict[tuple[int, int], tuple[Placement, ...]] = {}
 
     def of(self, batch: Batch) -> tuple[Placement, ...]:
@@ -169,15 +177,16 @@ class Placed:
         layers = batch.first_layer, batch.n_layers
         made = self._made.get(layers)
         if made is None:
-            made = self._made[layers] = self._places.place(*layers, self._bases)
+            made = self._made[layers] = self.places.place(*layers, self.bases)
         return made
 
-    def addresses(self, batch: Batch) -> NDArray[np.uint64]:
-        """Address of every part of every record of the batch, uint64 (parts, items)."""
+    def addresses(self, batch: Batch, start: int = 0, stop: int | None = None) -> NDArray[np.uint64]:
+        """Address of every part of the batch's records from `start` to `stop`, uint64 (parts, stop - start)."""
         made = self.of(batch)
-        addresses = np.empty((len(made), batch.rows.size), np.uint64)
+        stop = batch.rows.size if stop is None else stop
+        addresses = np.empty((len(made), stop - start), np.uint64)
         for part_idx, place in enumerate(made):
-            locate(batch.rows, batch.n_columns, place, addresses[part_idx])
+            locate_some(batch.rows, start, stop, batch.n_columns, place, addresses[part_idx])
         return addresses
 
 

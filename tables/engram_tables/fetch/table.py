@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,16 +16,22 @@ from engram_tables.errors import InvalidInput, NotATable, SpecMismatch
 from engram_tables.fetch.engines.auto import AutoEngine
 from engram_tables.fetch.engines.engine import DONE, Engine, Pending
 from engram_tables.fetch.engines.ladder import ENGINES
+from engram_tables.fetch.kernels import DONE as WARM_DONE
 from engram_tables.fetch.leases import Leases
 from engram_tables.fetch.placement import Batch, Placements
 from engram_tables.storage.row_files import RowFiles
 from engram_tables.storage.table.reader import StoredTable
 
+if TYPE_CHECKING:
+    from engram_tables.fetch.tiers.budget import TierPlan
+    from engram_tables.fetch.tiers.tiered import TieredEngine
+
 AUTO = AutoEngine.name
 ENGINE_NAMES = (AUTO, *ENGINES)
+_INT64 = np.dtype(np.int64)
 
 
-def open_table(path: str | Path) -> Table:
+def open_table(path: str | Path, *, tiers: TierPlan | None = None) -> Table:
     """Open a table directory for reading, or a released checkpoint whose rows are read where they lie.
 
     Parameters
@@ -33,6 +39,8 @@ def open_table(path: str | Path) -> Table:
     path
         A table's directory; or a local directory or file that `storage.sources` knows. Rows that no codec reads are
         taken as bytes.
+    tiers
+        Memory that keeps rows in front of an engine: what `fetch` uses then, unless another engine is named.
 
     Raises
     ------
@@ -54,10 +62,17 @@ def open_table(path: str | Path) -> Table:
         )
     stored = _open_stored(Path(path))
     try:
-        return Table(stored)
+        table = Table(stored)
     except BaseException:
         stored.close()
         raise
+    try:
+        if tiers is not None:
+            table.add_tiers(tiers)
+    except BaseException:
+        table.close()
+        raise
+    return table
 
 
 def _open_stored(path: Path) -> RowFiles:
@@ -99,6 +114,8 @@ class Table:
         self.places = Placements(stored)
         self._leases = Leases(f"table {stored.path}")
         self._engines: dict[str, Engine] = {}
+        self._default: str | Engine = AUTO
+        self._layers = {layer_id: layer for layer, layer_id in enumerate(stored.layer_ids)}
 
     @property
     def path(self) -> Path:
@@ -124,7 +141,7 @@ class Table:
         self,
         addresses: Addresses,
         out: NDArray[np.uint8] | None = None,
-        engine: str | Engine = AUTO,
+        engine: str | Engine | None = None,
         *,
         threads: int | None = None,
     ) -> NDArray[np.uint8]:
@@ -137,9 +154,11 @@ class Table:
         out
             uint8 (tokens, layers, columns, row_bytes) in C order to fill; made if None.
         engine
-            One of `ENGINE_NAMES`, or an engine that was made for this table.
+            One of `ENGINE_NAMES`, or an engine that was made for this table. None: the table's tiers if it has some,
+            otherwise `auto`.
         threads
-            None is the engine's default: usable CPUs for `gather`, 64 for `pread` and `direct`.
+            None is the engine's default: usable CPUs for `gather`, 64 for `pread` and `direct`; for `uring` and `aio`
+            one, and more where the device waits for it.
 
         Returns
         -------
@@ -157,6 +176,19 @@ class Table:
         OSError
             A read failed; a note names file and offset. `out` holds no meaningful bytes then.
         """
+        engine = self._default if engine is None else engine
+        # A token is copied in 5 us: nothing is asked here that a kernel looks at anyway. Whatever it declines (a
+        # closed table among it) or what there is no short way for goes the long way below, which has the errors.
+        warm = getattr(self._engines.get(engine, engine), "warm", None)  # type: ignore[arg-type]
+        if warm is not None and (threads is None or threads == 1):
+            if out is None:
+                out = self._room(addresses.rows)
+            # Arrays of other types or orders than the kernel's are declined by a TypeError of its dispatcher.
+            try:
+                if warm.fetch_tokens(addresses.rows, out) == WARM_DONE:
+                    return out
+            except TypeError:
+                pass
         rows = self._checked_rows(addresses)
         batch, records = self._prepare(rows, rows.shape[2], 0, out)
         if rows.size:
@@ -168,12 +200,13 @@ class Table:
         self,
         addresses: Addresses,
         out: NDArray[np.uint8],
-        engine: str | Engine = AUTO,
+        engine: str | Engine | None = None,
         *,
         threads: int | None = None,
     ) -> Pending:
         """As `fetch`, but return as soon as the reads are under way: `finish` what is returned, exactly once, before
         `out` is used or the table closed. `addresses` and `out` must stay as they are until then."""
+        engine = self._default if engine is None else engine
         rows = self._checked_rows(addresses)
         batch, records = self._prepare(rows, rows.shape[2], 0, out)
         return self._engine(engine).begin(batch, records.reshape(-1, self.row_bytes), threads) if rows.size else DONE
@@ -183,17 +216,29 @@ class Table:
         layer_id: int,
         rows: ArrayLike,
         out: NDArray[np.uint8] | None = None,
-        engine: str | Engine = AUTO,
+        engine: str | Engine | None = None,
         *,
         threads: int | None = None,
     ) -> NDArray[np.uint8]:
         """The records of one layer's rows: integers (n,) in, uint8 (n, row_bytes) out; otherwise as
         `fetch`."""
-        self.spec.layer(layer_id)
-        checked = _as_rows(rows)
+        engine = self._default if engine is None else engine
+        layer = self._layers.get(layer_id, -1)
+        if layer < 0:
+            self.spec.layer(layer_id)  # raises
+        is_ready = type(rows) is np.ndarray and rows.dtype is _INT64 and rows.flags.c_contiguous
+        checked: NDArray[np.int64] = rows if is_ready else _as_rows(rows)  # type: ignore[assignment]
+        warm = getattr(self._engines.get(engine, engine), "warm", None)  # type: ignore[arg-type]
+        if warm is not None and (threads is None or threads == 1):
+            if out is None:
+                out = self._room(checked)
+            try:
+                if warm.fetch_rows(layer, checked, out) == WARM_DONE:
+                    return out
+            except TypeError:
+                pass
         if checked.ndim != 1:
             raise InvalidInput(f"rows: found shape {checked.shape}, expected (n,); flatten them first")
-        layer = self.spec.layer_ids.index(layer_id)
         batch, records = self._prepare(checked, max(checked.size, 1), layer, out)
         if checked.size:
             self._engine(engine).read(batch, records, threads)
@@ -226,9 +271,25 @@ class Table:
                     made.close()
         return self._engines[name]
 
+    def add_tiers(self, plan: TierPlan) -> TieredEngine:
+        """Put memory in front of an engine, and use it where none is named; the table closes it. Once at most.
+
+        Raises as `fetch.tiers.tiered.make_tiers`.
+        """
+        from engram_tables.fetch.tiers.tiered import make_tiers
+
+        if self._default != AUTO:
+            raise InvalidInput(f"table {self.path}: has tiers already, expected none; name all of them in one plan")
+        made = make_tiers(self.stored, self.places, self.engine(plan.behind), plan)
+        self._default = made
+        return made
+
     def close(self) -> None:
         """Wait for the reads in flight, then close files and mappings. Later calls raise `InvalidInput`."""
         if self._leases.close():
+            # Tiers read through the others.
+            if isinstance(self._default, Engine):
+                self._default.close()
             for engine in self._engines.values():
                 engine.close()
             self.stored.close()
@@ -249,6 +310,9 @@ class Table:
                 "compute them with this table's spec"
             )
         return _as_rows(rows)
+
+    def _room(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        return np.empty((*rows.shape, self.row_bytes), np.uint8)
 
     def _prepare(
         self, rows: NDArray[np.int64], n_columns: int, layer: int, out: NDArray[np.uint8] | None

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,10 @@ from engram_tables.threads import resolve_threads, run_slices
 _BLOCK_BYTES = 4096
 _SEQUENTIAL_BYTES = 1 << 20
 _DEPTHS = (1, 2, 4, 8, 16, 32, 64, 128)
+_MOST_DEPTH = 1024
+_WORTH, _SATURATED = 1.03, 0.95
 _FIO_DEPTH = 64
+_BUS_TESTS = ("host_to_device_memcpy_ce", "host_to_device_memcpy_sm")
 
 
 def memory_ceilings(*, threads: int | None = None, region_bytes: int = 512 << 20, repeats: int = 5) -> dict[str, Any]:
@@ -75,20 +78,45 @@ def _median_ns(run: Callable[[], object], repeats: int) -> float:
     return float(np.median(samples))
 
 
-def disk_ceilings(path: Path, *, seconds: float = 0.4, fio_seconds: float = 2.0) -> dict[str, Any]:
+def sweep_depths(measure: Callable[[int], float], depths: Sequence[int]) -> dict[str, Any]:
+    """Reads a second by reads in flight: `measure(depth)` at each depth, then at doubled ones while that still helps.
+
+    `saturation_depth` is the least that reaches 95 % of the best; where it is the last one, the sweep did not pass
+    saturation.
+    """
+    found = {depth: measure(depth) for depth in sorted(depths)}
+    while len(found) > 1:
+        *earlier, last = found
+        if last * 2 > _MOST_DEPTH or found[last] < _WORTH * max(found[depth] for depth in earlier):
+            break
+        found[last * 2] = measure(last * 2)
+    best = max(found.values())
+    saturation = min(depth for depth, per_s in found.items() if per_s >= _SATURATED * best)
+    return {
+        "points": [{"depth": depth, "reads_per_s": per_s} for depth, per_s in found.items()],
+        "best_reads_per_s": best,
+        "saturation_depth": saturation,
+        "is_past_saturation": saturation < max(found),
+    }
+
+
+def disk_ceilings(
+    path: Path, *, seconds: float = 0.4, fio_seconds: float = 2.0, depths: Sequence[int] = _DEPTHS
+) -> dict[str, Any]:
     """Random 4 KiB direct reads of the file, and sequential ones, which no figure for random rows can pass.
 
-    Queue depths 1 to 128 by threads of our own, and fio's io_uring at depth 64 where fio is installed.
+    A sweep of reads in flight by threads of our own, past saturation, and fio's io_uring at depth 64 where fio is
+    installed.
     """
-    sweep = [{"depth": depth, "reads_per_s": direct_reads(path, depth=depth, seconds=seconds)} for depth in _DEPTHS]
+    swept = sweep_depths(lambda depth: direct_reads(path, depth=depth, seconds=seconds), depths)
     fio = fio_random_reads(path, seconds=fio_seconds)
-    best = max(float(point["reads_per_s"]) for point in sweep)
+    best = swept["best_reads_per_s"]
     run_bytes = min(_SEQUENTIAL_BYTES, path.stat().st_size // _BLOCK_BYTES * _BLOCK_BYTES)
     sequential = direct_reads(path, depth=16, seconds=seconds, block_bytes=run_bytes, in_order=True)
     return {
         "file_bytes": path.stat().st_size,
         "block_bytes": _BLOCK_BYTES,
-        "sweep": sweep,
+        "threads": swept,
         "fio": fio,
         "best_reads_per_s": max(best, fio.get("reads_per_s", 0.0)),
         "sequential_bytes_per_s": sequential * run_bytes,
@@ -168,3 +196,27 @@ def fio_random_reads(path: Path, *, seconds: float, depth: int = _FIO_DEPTH) -> 
         last = (ended.stderr.strip() or "no output").splitlines()[-1]
         return {"status": "waived", "reason": f"fio ended with status {ended.returncode}: {last}"}
     return {"status": "measured", "command": command[1:], "depth": depth, "reads_per_s": reads_per_s}
+
+
+def bus_ceilings() -> dict[str, Any]:
+    """nvbandwidth's figures for copies from host memory to the GPU, by copy engines and by kernels, or why there are
+    none."""
+    program = shutil.which("nvbandwidth")
+    if program is None:
+        return {"status": "waived", "reason": "nvbandwidth is not installed"}
+    command = [program, "--json", "--testcase", *_BUS_TESTS]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        cases = json.loads(ended.stdout[ended.stdout.index("{") :])["nvbandwidth"]["testcases"]
+        # nvbandwidth says GB/s and means 10^9.
+        found = {
+            f"{case['name']}_bytes_per_s": float(case["sum"] if "sum" in case else case["average"]) * 1e9
+            for case in cases
+            if case.get("status") == "Passed"
+        }
+    except (ValueError, LookupError, TypeError):
+        found = {}
+    if not found:
+        last = (ended.stderr.strip() or ended.stdout.strip() or "no output").splitlines()[-1]
+        return {"status": "waived", "reason": f"nvbandwidth ended with status {ended.returncode}: {last}"}
+    return {"status": "measured", "command": command[1:], **found}

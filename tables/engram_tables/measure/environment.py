@@ -7,7 +7,7 @@ import platform
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from engram_tables import __version__
 from engram_tables.threads import resolve_threads
@@ -33,6 +33,10 @@ def describe(path: Path | None = None) -> dict[str, Any]:
         "engram_tables": __version__,
         "packages": {name: _package(name) for name in _PACKAGES},
         "load_average_1_minute": round(os.getloadavg()[0], 2),
+        "numa_nodes": _numa_nodes(),
+        "cgroup_cpu_max": (read_text("/sys/fs/cgroup/cpu.max") or "").strip() or None,
+        "clock_source": (read_text("/sys/devices/system/clocksource/clocksource0/current_clocksource") or "").strip()
+        or None,
     }
     return described if path is None else {**described, "storage": describe_storage(path)}
 
@@ -50,12 +54,14 @@ def describe_storage(path: Path) -> dict[str, Any]:
         "logical_block_bytes": _integer(queue / "logical_block_size") if queue else None,
         "rotational": _integer(queue / "rotational") if queue else None,
         "scheduler": _chosen(str(queue / "scheduler")) if queue else None,
+        "model": (read_text(str(queue.parent / "device" / "model")) or "").strip() or None if queue else None,
+        "nr_requests": _integer(queue / "nr_requests") if queue else None,
     }
 
 
 def read_meminfo() -> dict[str, int]:
     """/proc/meminfo in bytes; empty where there is none."""
-    text = _text("/proc/meminfo") or ""
+    text = read_text("/proc/meminfo") or ""
     fields = (line.split() for line in text.splitlines())
     return {words[0].rstrip(":"): int(words[1]) * 1024 for words in fields if words[2:] == ["kB"]}
 
@@ -66,14 +72,29 @@ def device_number(path: Path) -> str:
     return f"{os.major(device)}:{os.minor(device)}"
 
 
+class DeviceCounters(NamedTuple):
+    """What a block device has done since boot, for whoever asked."""
+
+    reads: int
+    read_bytes: int
+    writes: int
+    written_bytes: int
+
+
+def device_counters(path: Path) -> DeviceCounters | None:
+    """Counters of the block device under `path`; None where there are none."""
+    text = read_text(f"/sys/dev/block/{device_number(path)}/stat")
+    if text is None:
+        return None
+    words = [int(word) for word in text.split()]
+    return DeviceCounters(words[0], words[2] * 512, words[4], words[6] * 512)
+
+
 def device_reads(path: Path) -> tuple[int, int] | None:
     """(reads completed, bytes read) by the block device under `path` since boot; None where no counter is
     found."""
-    text = _text(f"/sys/dev/block/{device_number(path)}/stat")
-    if text is None:
-        return None
-    words = text.split()
-    return int(words[0]), int(words[2]) * 512
+    found = device_counters(path)
+    return None if found is None else (found.reads, found.read_bytes)
 
 
 def command_line() -> list[str]:
@@ -82,10 +103,15 @@ def command_line() -> list[str]:
 
 
 def _cpu_model() -> str | None:
-    for line in (_text("/proc/cpuinfo") or "").splitlines():
+    for line in (read_text("/proc/cpuinfo") or "").splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor() or None
+
+
+def _numa_nodes() -> int | None:
+    nodes = Path("/sys/devices/system/node")
+    return sum(1 for node in nodes.glob("node[0-9]*")) or None if nodes.is_dir() else None
 
 
 def _package(name: str) -> str | None:
@@ -97,7 +123,7 @@ def _package(name: str) -> str | None:
 
 def _mount_of(path: Path) -> tuple[str, str] | None:
     device = device_number(path)
-    for line in (_text("/proc/self/mountinfo") or "").splitlines():
+    for line in (read_text("/proc/self/mountinfo") or "").splitlines():
         left, _, right = line.partition(" - ")
         if left.split()[2] == device:
             return right.split()[0], left.split()[5]
@@ -113,7 +139,8 @@ def _queue_directory(device: str) -> Path | None:
     return None
 
 
-def _text(path: str) -> str | None:
+def read_text(path: str) -> str | None:
+    """A small file of the system's; None where it is not there or not ours to read."""
     try:
         return Path(path).read_text()
     except OSError:
@@ -121,13 +148,13 @@ def _text(path: str) -> str | None:
 
 
 def _integer(path: Path) -> int | None:
-    text = _text(str(path))
+    text = read_text(str(path))
     return int(text) if text is not None and text.strip().isdigit() else None
 
 
 def _chosen(path: str) -> str | None:
     """The word in brackets of a sysfs choice."""
-    text = _text(path)
+    text = read_text(path)
     if text is None:
         return None
     return text.partition("[")[2].partition("]")[0] or text.strip()

@@ -41,7 +41,8 @@ def resident_bytes(paths: Iterable[Path]) -> int:
 def evict(paths: Iterable[Path]) -> int:
     """Ask the system to forget the files' pages; returns the bytes that are still in memory.
 
-    Pages that some process has mapped and touched stay, so close mappings first.
+    This process's own mappings of the files let go of their pages first, and fault them in anew when they are touched.
+    Pages that another process has mapped and touched stay.
 
     Raises
     ------
@@ -51,15 +52,36 @@ def evict(paths: Iterable[Path]) -> int:
     if not hasattr(os, "posix_fadvise"):
         raise BackendUnavailable("evicting files: this system has no posix_fadvise; cold reads cannot be measured")
     paths = list(paths)
+    _let_go(paths)
     for path in paths:
         fd = os.open(path, os.O_RDONLY)
         try:
-            # Dirty pages are not dropped.
-            os.fsync(fd)
+            # Dirty pages are not dropped; flushing what is clean takes milliseconds all the same.
+            found = _cachestat(fd)
+            if found is None or found.dirty or found.writeback:
+                os.fsync(fd)
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(fd)
     return resident_bytes(paths)
+
+
+def _let_go(paths: Iterable[Path]) -> None:
+    """Empty the page tables of this process's shared mappings of the files; their content is the files', so none is
+    lost."""
+    if not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    wanted = {path.stat().st_ino for path in paths}
+    libc = ctypes.CDLL(None, use_errno=True)
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        span, flags, _, _, inode, *_ = line.split(maxsplit=5)
+        if flags.endswith("s") and int(inode) in wanted:
+            start, stop = (int(bound, 16) for bound in span.split("-"))
+            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), mmap.MADV_DONTNEED)
 
 
 def preload(paths: Iterable[Path]) -> None:
@@ -105,13 +127,18 @@ def _resident_bytes(path: Path) -> int:
 
 
 def _cachestat_pages(fd: int) -> int | None:
+    found = _cachestat(fd)
+    return None if found is None else int(found.cache)
+
+
+def _cachestat(fd: int) -> _Cachestat | None:
     if os.uname().sysname != "Linux":
         return None
     everything, found = _Range(0, 0), _Cachestat()
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.syscall(_CACHESTAT, fd, ctypes.byref(everything), ctypes.byref(found), 0) != 0:
         return None
-    return int(found.cache)
+    return found
 
 
 def _mincore_pages(fd: int, file_bytes: int) -> int:

@@ -15,11 +15,14 @@ from engram_tables.address.spec import Addresses, AddressSpec
 from engram_tables.address.vocabulary import Vocabulary
 from engram_tables.corpus.reading.readers import Corpus, Document, find_documents
 from engram_tables.corpus.tokens.token_stream import tokenize_documents
-from engram_tables.errors import InvalidInput
+from engram_tables.corpus.traffic.trace import open_trace
+from engram_tables.corpus.traffic.trace_contents import Store
+from engram_tables.errors import InvalidInput, SpecMismatch
 from engram_tables.fetch.table import Table
 from engram_tables.units import ProgressHook
 
 TRACE_TEXT_BYTES = 1 << 20
+STORED_TOKENS = 262_144
 _UNIFORM_TOKENS = 131_072
 
 
@@ -109,6 +112,76 @@ def text_trace(
     )
 
 
+def stored_trace(table: Table, path: str | Path, *, n_tokens: int = STORED_TOKENS, seed: int = 0) -> Trace:
+    """The lookups of a trace directory: `n_tokens` of them in a row, from a seeded random place.
+
+    Dead positions look nothing up and are left out.
+
+    Raises
+    ------
+    InvalidInput
+        No trace, or none of its tokens looks anything up.
+    SpecMismatch
+        It was traced with another addressing than the table's.
+    """
+    with open_trace(path) as stored:
+        if stored.spec.fingerprint != table.spec.fingerprint:
+            raise SpecMismatch(
+                f"{path}: traced with the addressing {stored.spec.fingerprint[:16]}, expected {table.path}'s "
+                f"{table.spec.fingerprint[:16]}; trace the tokens with this table's spec"
+            )
+        start = int(np.random.default_rng(seed).integers(0, max(stored.n_tokens - n_tokens, 0) + 1))
+        stop = min(start + n_tokens, stored.n_tokens)
+        rows = stored.rows(start, stop)
+        holds_keys = stored.store is not Store.ROWS
+        keys = stored.keys(start, stop) if holds_keys else no_keys(table.spec, stop - start)
+        alive = np.ones(stop - start, np.bool_)
+        dead = np.asarray(stored.dead)
+        alive[dead[(dead >= start) & (dead < stop)] - start] = False
+        if not alive.any():
+            raise InvalidInput(f"{path}: found no token that looks a row up in {stop - start}, expected some")
+        rows = np.ascontiguousarray(rows[alive])
+        starts = np.asarray(stored.document_starts)
+        return Trace(
+            addresses=Addresses(rows=rows, keys=np.ascontiguousarray(keys[alive])),
+            description={
+                "kind": "trace",
+                "is_real_text": True,
+                "paths": [str(path)],
+                "trace_sha256": stored.sha256,
+                "documents": int(np.searchsorted(starts, stop) - np.searchsorted(starts, start, side="right") + 1),
+                "tokens": len(rows),
+                "tokens_in_all": stored.n_tokens,
+                "first_token": start,
+                "seed": seed,
+                "unique_row_ratio": unique_ratio(rows),
+            },
+        )
+
+
+def no_keys(spec: AddressSpec, n_tokens: int) -> NDArray[Any]:
+    """Keys where only rows matter: zeros, (tokens, layers, orders)."""
+    return np.zeros((n_tokens, len(spec.layers), len(spec.orders)), spec.key_dtype)
+
+
+def repeated_trace(spec: AddressSpec, *, n_tokens: int = _UNIFORM_TOKENS, n_ids: int = 4, seed: int = 0) -> Trace:
+    """One id over and over, then another: what a cache can do most about. A bound, not real text."""
+    ids = np.random.default_rng(seed).integers(0, spec.canonical_size, n_ids)
+    found = [spec.address(np.full(-(-n_tokens // n_ids), token_id)) for token_id in ids]
+    rows = np.concatenate([part.rows for part in found])
+    return Trace(
+        addresses=Addresses(rows=rows, keys=np.concatenate([part.keys for part in found])),
+        description={
+            "kind": "repeated",
+            "is_real_text": False,
+            "note": "one token repeated: a bound, not real text, which repeats rows less and is slower",
+            "tokens": len(rows),
+            "seed": seed,
+            "unique_row_ratio": unique_ratio(rows),
+        },
+    )
+
+
 def uniform_trace(spec: AddressSpec, *, n_tokens: int = _UNIFORM_TOKENS, seed: int = 0) -> Trace:
     """Rows drawn evenly from each column's own range: what a cache can do least about. A bound, not real
     text."""
@@ -118,7 +191,7 @@ def uniform_trace(spec: AddressSpec, *, n_tokens: int = _UNIFORM_TOKENS, seed: i
         moduli = [modulus for heads in layer.moduli for modulus in heads]
         for column, (offset, modulus) in enumerate(zip(layer.offsets, moduli, strict=True)):
             rows[:, layer_idx, column] = rng.integers(offset, offset + modulus, n_tokens)
-    keys = np.zeros((n_tokens, len(spec.layers), len(spec.orders)), spec.key_dtype)
+    keys = no_keys(spec, n_tokens)
     description = {
         "kind": "uniform",
         "is_real_text": False,

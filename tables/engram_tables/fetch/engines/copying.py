@@ -5,51 +5,113 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engram_tables.errors import IncompleteTable
 from engram_tables.fetch.engines.engine import Engine, Items
+from engram_tables.fetch.engines.file_region import FileRegion
 from engram_tables.fetch.engines.read_kernels import count_resident
-from engram_tables.fetch.kernels import PREFETCH_DISTANCE, Placement, copy_kernel, gather_kernel
+from engram_tables.fetch.kernels import PREFETCH_DISTANCE, Placement, copy_kernel, gather_kernel, sort_out
 from engram_tables.fetch.placement import Batch, Placed, Placements
+from engram_tables.fetch.warm import WarmPath
 from engram_tables.memory import anonymous_bytes
 from engram_tables.storage.row_files import RowFile, RowFiles
-from engram_tables.threads import resolve_threads, run_slices
+from engram_tables.threads import resolve_threads, run_all, run_slices
 from engram_tables.units import PAGE_BYTES
 
 _GATHER_GRAIN = 4096
 # Records whose parts are copied one part after the other: few enough that the output is still in a core's cache.
 _PART_BLOCK = 1024
-_READ_AHEAD_BYTES = 64 << 20
+# Of a fill of private memory: bytes of a read, and reads at once, of which some wait for the disk.
+_FILL_BYTES = 16 << 20
+_FILL_THREADS = 4
+_SORT_BLOCK = 4096
+_PAGE_SHIFT = np.uint64(mmap.PAGESIZE.bit_length() - 1)
+_WAITING, _MISSING, _COPIED = 0, 1, 2
+
+
+class Parted(NamedTuple):
+    """Records of a batch, by whether their pages are in memory: ascending positions in its flat rows."""
+
+    missing: Items
+    waiting: Items
+    """Resident, and not copied yet"""
 
 
 class CopyEngine(Engine):
     """Prefetching copies out of memory, in which the records are `placed`."""
 
-    def __init__(self, table: RowFiles, places: Placements, placed: Placed) -> None:
+    def __init__(self, table: RowFiles, places: Placements, placed: Placed, *, region_start: int = 0) -> None:
         super().__init__(table)
-        self.placed = placed
+        self.placed, self.region_start = placed, region_start
         self._parts: list[tuple[Any, int]] = [
             (gather_kernel(part.n_bytes, table.row_bytes), part.start) for part in places.parts
         ]
         self._item_kernels = [copy_kernel(part.n_bytes, table.row_bytes) for part in places.parts]
-        self._part_starts = places.part_starts
+        self._part_starts, self._part_bytes = places.part_starts, places.part_bytes
+        self._n_columns = table.spec.n_columns
 
     def _read(self, batch: Batch, out: NDArray[np.uint8], threads: int | None, items: Items | None) -> None:
         """All usable CPUs by default, one for each few thousand rows: waking one costs as much."""
         if items is not None:
             self._read_items(batch, out, threads, items)
             return
-        placements = self.placed.of(batch)
-        # Of records in one piece a token's few rows are copied in microseconds: nothing else is made for them.
-        copy = _copy_part(self._parts[0], placements[0], batch, out)
-        if len(placements) > 1:
-            parts = zip(self._parts, placements, strict=True)
-            copy = _copy_in_turn([_copy_part(part, place, batch, out) for part, place in parts])
+        copy = self._copy_of(batch, out)
         run_slices(copy, batch.rows.size, threads=resolve_threads(threads), grain=_GATHER_GRAIN)
+
+    def warm_path(self, pages: NDArray[np.uint8] | None = None, *, rows_a_check: int = 0) -> WarmPath | None:
+        """The short way for small batches, see `WarmPath`; None for records whose parts lie apart.
+
+        With `pages` it takes batches that lie in pages with a bit there, the first being that at `region_start`.
+        """
+        if len(self._parts) > 1:
+            return None
+        return WarmPath(
+            self.placed.places, self.placed.bases, self._leases, self._n_columns,
+            pages=pages, region_start=self.region_start, rows_a_check=rows_a_check,
+        )  # fmt: skip
+
+    def copy_resident(
+        self, batch: Batch, out: NDArray[np.uint8], pages: NDArray[np.uint8], threads: int | None = None
+    ) -> Parted:
+        """Copy a batch as long as all its records are resident, as `pages` says; each thread, from the first one that
+        is not, sorts only. Every record of the batch is in the answer, or else copied."""
+        states = np.full(batch.rows.size, _WAITING, np.uint8)
+
+        def work(start: int, stop: int) -> None:
+            n_missing = 0
+            for block in range(start, stop, _SORT_BLOCK):
+                end = min(block + _SORT_BLOCK, stop)
+                n_missing += self._sort_out(self.placed.addresses(batch, block, end), pages, states[block:end])
+                if not n_missing:
+                    copy(block, end)
+                    states[block:end] = _COPIED
+
+        with self._leases:
+            copy = self._copy_of(batch, out)
+            run_slices(work, batch.rows.size, threads=resolve_threads(threads), grain=_GATHER_GRAIN)
+        return Parted(np.flatnonzero(states == _MISSING), np.flatnonzero(states == _WAITING))
+
+    def part_items(self, batch: Batch, items: Items, pages: NDArray[np.uint8]) -> Parted:
+        """Some records of a batch, sorted as by `copy_resident`; none is copied."""
+        states = np.empty(items.size, np.uint8)
+        self._sort_out(np.ascontiguousarray(self.placed.addresses(batch)[:, items]), pages, states)
+        return Parted(items[states == _MISSING], items[states == _WAITING])
+
+    def _sort_out(self, addresses: NDArray[np.uint64], pages: NDArray[np.uint8], states: NDArray[np.uint8]) -> int:
+        map_address, region_start = np.uint64(pages.ctypes.data), np.uint64(self.region_start)
+        return int(sort_out(addresses, self._part_bytes, map_address, region_start, _PAGE_SHIFT, states))
+
+    def _copy_of(self, batch: Batch, out: NDArray[np.uint8]) -> _Copy:
+        placements = self.placed.of(batch)
+        copy = _copy_part(self._parts[0], placements[0], batch, out)
+        if len(placements) == 1:
+            return copy
+        parts = zip(self._parts, placements, strict=True)
+        return _copy_in_turn([_copy_part(part, place, batch, out) for part, place in parts])
 
     def _read_items(self, batch: Batch, out: NDArray[np.uint8], threads: int | None, items: Items) -> None:
         addresses = self.placed.addresses(batch)
@@ -89,47 +151,64 @@ class MemoryEngine(CopyEngine):
     """Copies out of private memory into which all rows were read; with huge pages where the system gives them.
 
     The resident tier: it takes as much memory as the rows take in their files, and no read of it ever waits for a
-    disk.
+    disk. `threads` fill it, usable CPUs by default, but four at least.
     """
 
     name = "memory"
 
-    def __init__(self, table: RowFiles, places: Placements, *, huge_pages: bool = True) -> None:
+    def __init__(
+        self, table: RowFiles, places: Placements, *, huge_pages: bool = True, threads: int | None = None
+    ) -> None:
         sizes = [table.parts[e.part_idx].data_bytes(e.n_rows) for e in table.extents]
         starts = np.concatenate(([0], np.cumsum([-(-size // PAGE_BYTES) * PAGE_BYTES for size in sizes])))
         block = anonymous_bytes(max(int(starts[-1]), 1), huge_pages=huge_pages)
+        reads = []
         for extent, start, size in zip(table.extents, starts.tolist(), sizes, strict=False):
             file = table.files[extent.file_idx]
             # A file need not hold the spare bytes after its last row.
-            _read_range(file, extent.offset, block[start : start + min(size, file.file_bytes - extent.offset)])
+            n_bytes = min(size, file.file_bytes - extent.offset)
+            for done in range(0, n_bytes, _FILL_BYTES):
+                stretch = block[start + done : start + min(done + _FILL_BYTES, n_bytes)]
+                reads.append((file, extent.offset + done, stretch))
+        # Touching fresh memory costs as much as reading: both are shared out.
+        run_all(lambda read: _read_range(*read), reads, threads=max(resolve_threads(threads), _FILL_THREADS))
         self.blocks = [block]
         bases = np.uint64(block.ctypes.data) + starts[:-1].astype(np.uint64)
         super().__init__(table, places, Placed(places, bases))
+        self.warm = self.warm_path()
 
     def _release(self) -> None:
         self.blocks.clear()
 
 
 class GatherEngine(CopyEngine):
-    """Copies out of mappings of its own, advised MADV_RANDOM: a page that is not in memory costs one page."""
+    """Copies out of mappings of its own, advised MADV_RANDOM: a page that is not in memory costs one page.
+
+    Attributes
+    ----------
+    region
+        The range of addresses into which all files are mapped.
+    n_pages
+        System pages of it.
+    """
 
     name = "gather"
 
     def __init__(self, table: RowFiles, places: Placements) -> None:
-        self._mappings = [mmap.mmap(file.fd, file.file_bytes, prot=mmap.PROT_READ) for file in table.files]
-        for mapping in self._mappings:
-            if hasattr(mmap, "MADV_RANDOM"):
-                mapping.madvise(mmap.MADV_RANDOM)
-        views = [np.frombuffer(mapping, np.uint8) for mapping in self._mappings]
-        starts = np.array([view.ctypes.data for view in views], np.uint64)
-        super().__init__(table, places, places.in_files(starts))
-        self._part_bytes = places.part_bytes
+        self.region = FileRegion(table.files)
+        self.region.advise(getattr(mmap, "MADV_RANDOM", 1))
+        self.n_pages = self.region.n_bytes // mmap.PAGESIZE
+        self._files = table.files
+        placed = places.in_files(self.region.file_starts + np.uint64(self.region.start))
+        super().__init__(table, places, placed, region_start=self.region.start)
         self._pages_a_part = (max(part.n_bytes for part in places.parts) + mmap.PAGESIZE - 2) // mmap.PAGESIZE + 1
+        self.warm = self.warm_path()
 
     def views(self) -> list[NDArray[np.uint8]]:
-        """Each file's mapping as uint8 (file_bytes,); let go of them before `close`."""
+        """Each file as uint8 (file_bytes,), mapped anew: the pages are those of the engine's own mappings."""
         with self._leases:
-            return [np.frombuffer(mapping, np.uint8) for mapping in self._mappings]
+            mappings = [mmap.mmap(file.fd, file.file_bytes, prot=mmap.PROT_READ) for file in self._files]
+            return [np.frombuffer(mapping, np.uint8) for mapping in mappings]
 
     def resident_share(self, batch: Batch, n_samples: int) -> float:
         """Share of `n_samples` of the batch's records, evenly spread over it, whose pages are all in memory.
@@ -144,14 +223,13 @@ class GatherEngine(CopyEngine):
         return max(n_resident, 0) / chosen.size
 
     def _release(self) -> None:
-        for mapping in self._mappings:
-            mapping.close()
+        self.region.close()
 
 
-def _read_range(file: RowFile, offset: int, block: Any) -> None:
+def _read_range(file: RowFile, offset: int, stretch: Any) -> None:
     done = 0
-    while done < len(block):
-        got = os.preadv(file.fd, [block[done : done + _READ_AHEAD_BYTES]], offset + done)
+    while done < len(stretch):
+        got = os.preadv(file.fd, [stretch[done:]], offset + done)
         if got == 0:
             raise IncompleteTable(
                 f"{file.path}: ends at byte {offset + done}, expected {file.file_bytes}; it was cut after "

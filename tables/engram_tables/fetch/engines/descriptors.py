@@ -31,6 +31,8 @@ class Reads(NamedTuple):
     """(parts x items,): `part * n_records + record` of each spot"""
     starts: NDArray[np.int64]
     """(n_reads + 1 or more,)"""
+    windows: NDArray[np.int64]
+    """(n_reads or more, 3): file, offset in it, and bytes that are needed from there"""
     n_reads: int
     n_records: int
     """Records of the whole batch, chosen or not"""
@@ -87,10 +89,15 @@ class ReadFiles:
         spots = spots[order]
         starts = np.empty(spots.size + 1, np.int64)
         n_chosen = max(addresses.shape[1], 1)
-        n_reads = int(group_reads(spots, order, n_chosen, self.part_bytes, self.unit, limit_bytes, starts))
+        windows = np.empty((spots.size, 3), np.int64)
+        n_reads = int(
+            group_reads(
+                spots, order, n_chosen, self.part_bytes, self.spots, self.unit, limit_bytes, starts, windows
+            )
+        )  # fmt: skip
         if items is not None:
             order = order // n_chosen * n_records + items[order % n_chosen]
-        return Reads(spots=spots, order=order, starts=starts, n_reads=n_reads, n_records=n_records)
+        return Reads(spots=spots, order=order, starts=starts, windows=windows, n_reads=n_reads, n_records=n_records)
 
     def fail(self, code: int, file_idx: int, file_offset: int, n_bytes: int) -> NoReturn:
         """Raise what reading `n_bytes` at `file_offset` met: an errno, or `END_OF_FILE`."""

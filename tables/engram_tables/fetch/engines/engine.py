@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from typing import ClassVar, Protocol
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from engram_tables.fetch.leases import Leases
 from engram_tables.fetch.placement import Batch
+from engram_tables.fetch.warm import WarmPath
 from engram_tables.storage.row_files import RowFiles
 
 Items = NDArray[np.int64]
@@ -33,9 +35,12 @@ class Engine(ABC):
     ----------
     name
         What `Table.fetch` calls it.
+    warm
+        A short way for batches that lie in memory, tried before `read`; or None.
     """
 
     name: ClassVar[str]
+    warm: WarmPath | None = None
 
     def __init__(self, table: RowFiles) -> None:
         self._leases = Leases(f"engine {self.name} of table {table.path}")
@@ -94,10 +99,13 @@ class _Leased:
 
     def __init__(self, lease: Leases, pending: Pending) -> None:
         self._lease, self._pending = lease, pending
+        self._process = os.getpid()
 
     def finish(self) -> None:
         """See `Pending`."""
         try:
             self._pending.finish()
         finally:
-            self._lease.__exit__()
+            # A child of fork begins with no lease taken: what its parent took is not the child's to give back.
+            if os.getpid() == self._process:
+                self._lease.__exit__()

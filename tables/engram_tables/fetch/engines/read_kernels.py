@@ -27,27 +27,38 @@ _errno_address = _external("__errno_location" if sys.platform.startswith("linux"
 
 @njit(cache=True, nogil=True)
 def group_reads(
-    spots: Any, order: Any, n_records: Any, part_bytes: Any, unit: Any, limit_bytes: Any, starts: Any
-) -> Any:
+    spots: Any, order: Any, n_records: Any, part_bytes: Any, file_spots: Any, unit: Any, limit_bytes: Any, starts: Any,
+    windows: Any,
+) -> Any:  # fmt: skip
     """Cut sorted spots into reads: what begins in a page that the read before touches joins that read.
 
     `spots` is uint64 (n,), ascending, duplicates welcome, and `order` int64 (n,) says which item each one is;
-    `part_bytes` is uint64 (parts,). `starts` int64 (n + 1,) gets where each read's items begin, and n at the end;
-    returns the number of reads. No read is longer than `limit_bytes`.
+    `part_bytes` is uint64 (parts,), `file_spots` uint64 (files,), ascending. `starts` int64 (n + 1,) gets where each
+    read's items begin, and n at the end; `windows` int64 (n, 3) each read's file, offset in it (a multiple of `unit`)
+    and the bytes that are needed from there. Returns the number of reads. None is longer than `limit_bytes`, rounded
+    up to the unit, but one part that is longer by itself.
     """
     unit = np.uint64(unit)
     n_reads = 0
+    file, n_files = 0, file_spots.shape[0]
     window, window_stop = np.uint64(0), np.uint64(0)
     for k in range(spots.shape[0]):
         start = spots[k] // unit * unit
-        stop = (spots[k] + part_bytes[order[k] // n_records] + unit - np.uint64(1)) // unit * unit
+        needed_stop = spots[k] + part_bytes[order[k] // n_records]
+        stop = (needed_stop + unit - np.uint64(1)) // unit * unit
         pages_stop = (window_stop + _PAGE - np.uint64(1)) // _PAGE * _PAGE
         if k == 0 or start >= pages_stop or stop - window > np.uint64(limit_bytes):
+            while file + 1 < n_files and file_spots[file + 1] <= spots[k]:
+                file += 1
             starts[n_reads] = k
+            windows[n_reads, 0], windows[n_reads, 1] = file, np.int64(start - file_spots[file])
+            windows[n_reads, 2] = np.int64(needed_stop - start)
             n_reads += 1
             window, window_stop = start, stop
         else:
             window_stop = max(window_stop, stop)
+            # The last part to begin need not be the last to end.
+            windows[n_reads - 1, 2] = max(windows[n_reads - 1, 2], np.int64(needed_stop - window))
     starts[n_reads] = spots.shape[0]
     return n_reads
 
@@ -85,17 +96,15 @@ def _read(fd: Any, buffer: Any, window_bytes: Any, needed_bytes: Any, file_offse
 
 @njit(cache=True, nogil=True)
 def read_groups(
-    counter: Any, n_at_once: Any, starts: Any, n_reads: Any, spots: Any, order: Any, files: Any, plan: Any,
-    output: Any, buffer: Any, failure: Any,
-) -> None:  # fmt: skip
+    counter: Any, n_at_once: Any, reads: Any, fds: Any, plan: Any, output: Any, buffer: Any, failure: Any
+) -> None:
     """One worker: take `n_at_once` reads at a time until none is left, and copy out what belongs to their records.
 
-    `starts`, `n_reads`, `spots` and `order` are as `group_reads` left them.
-    `files` is (spot of byte 0 uint64 (files,), file descriptors int64 (files,)); `plan` is (n_records, row_bytes,
-    unit, first byte of each part in its record uint64 (parts,), bytes of each part uint64 (parts,)).
-    On an error `failure` int64 (4,) gets code, file, offset and bytes asked for, and all workers stop.
+    `reads` is (starts, windows, n_reads, spots, order) as `group_reads` left them, `fds` int64 (files,); `plan` is
+    (n_records, row_bytes, unit, first byte of each part in its record uint64 (parts,), bytes of each part uint64
+    (parts,)). On an error `failure` int64 (4,) gets code, file, offset and bytes asked for, and all workers stop.
     """
-    file_spots, fds = files
+    starts, windows, n_reads, spots, order = reads
     n_records, row_bytes, unit_bytes, part_starts, part_bytes = plan
     unit = np.uint64(unit_bytes)
     while True:
@@ -103,22 +112,15 @@ def read_groups(
         if first >= n_reads:
             return
         for read in range(first, min(first + n_at_once, n_reads)):
-            start, stop = starts[read], starts[read + 1]
-            file = np.searchsorted(file_spots, spots[start], side="right") - 1
-            window = spots[start] // unit * unit
-            # The last part to begin need not be the last to end.
-            window_stop = np.uint64(0)
-            for k in range(start, stop):
-                window_stop = max(window_stop, spots[k] + part_bytes[order[k] // n_records])
-            needed_bytes = np.int64(window_stop - window)
+            file, file_offset, needed_bytes = windows[read, 0], windows[read, 1], windows[read, 2]
             window_bytes = (needed_bytes + unit_bytes - 1) // unit_bytes * unit_bytes
-            file_offset = np.int64(window - file_spots[file])
             code = _read(fds[file], buffer, window_bytes, needed_bytes, file_offset, unit_bytes)
             if code != 0:
                 failure[0], failure[1], failure[2], failure[3] = code, file, file_offset, needed_bytes
                 claim(counter, np.int64(n_reads))
                 return
-            for k in range(start, stop):
+            window = spots[starts[read]] // unit * unit
+            for k in range(starts[read], starts[read + 1]):
                 part = order[k] // n_records
                 record = np.uint64(order[k] - part * n_records)
                 target = output + record * np.uint64(row_bytes) + part_starts[part]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import Future
 
@@ -42,16 +43,15 @@ class ReadEngine(Engine):
         counter = np.zeros(1, np.int64)
         n_at_once = min(32, max(1, reads.n_reads // (n_workers * 16)))
         failures = np.zeros((n_workers, 4), np.int64)
+        of_kernel = reads.starts, reads.windows, reads.n_reads, reads.spots, reads.order
         plan = reads.n_records, files.row_bytes, files.unit, files.part_starts, files.part_bytes
         output = np.uint64(out.ctypes.data)
 
         def work(start: int, stop: int) -> None:
             buffer = self._take_buffer()
             for worker in range(start, stop):
-                read_groups(
-                    counter, n_at_once, reads.starts, reads.n_reads, reads.spots, reads.order,
-                    (files.spots, files.fds), plan, output, np.uint64(buffer.ctypes.data), failures[worker],
-                )  # fmt: skip
+                address = np.uint64(buffer.ctypes.data)
+                read_groups(counter, n_at_once, of_kernel, files.fds, plan, output, address, failures[worker])
             self._buffers.append(buffer)
 
         run_slices(work, n_workers, threads=n_workers, grain=1)
@@ -59,7 +59,7 @@ class ReadEngine(Engine):
             files.fail(*(int(figure) for figure in failure))
 
     def _begin(self, batch: Batch, out: NDArray[np.uint8], threads: int | None, items: Items | None) -> Pending:
-        return _Behind(lambda: self._read(batch, out, threads, items))
+        return Behind(lambda: self._read(batch, out, threads, items))
 
     def _take_buffer(self) -> NDArray[np.uint8]:
         try:
@@ -90,12 +90,16 @@ class DirectReadEngine(ReadEngine):
     _is_direct = True
 
 
-class _Behind:
+class Behind:
     """A read under way in a thread of the pool."""
 
     def __init__(self, read: Callable[[], None]) -> None:
+        self._read, self._process = read, os.getpid()
         self._future: Future[None] = in_background(read)
 
     def finish(self) -> None:
-        """See `Pending`."""
-        self._future.result()
+        """See `Pending`; after a fork, whose child has none of the threads, the child reads by itself."""
+        if os.getpid() != self._process:
+            self._read()
+        else:
+            self._future.result()

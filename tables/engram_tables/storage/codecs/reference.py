@@ -160,7 +160,7 @@ def _decode_int4(record: bytes) -> list[float]:
         code = record[k // 2] >> 4 * (k % 2) & 15
         at = 16 * n_groups + 2 * (k // 32)
         scale, bias = (_bf16_value(record[start : start + 2]) for start in (at, at + 2 * n_groups))
-        values.append(_single(code * scale + bias))
+        values.append(_single(_single(code * scale) + bias))
     return values
 
 

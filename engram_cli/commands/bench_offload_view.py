@@ -1,0 +1,258 @@
+"""What `engram bench-offload` shows of its records: lines of 100 columns at most, the same content as the record's."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import Any
+
+from engram_cli import console
+
+_TITLES = {
+    ("dram", "warm"): "From memory (warm)",
+    ("dram", "as-is"): "From memory, as it was found",
+    ("nvme", "cold"): "From the device (cold)",
+    ("nvme", "as-is"): "From files, as they were found",
+    ("auto", "warm"): "Engine auto, all rows in memory (warm)",
+    ("auto", "cold"): "Engine auto, no row in memory (cold)",
+    ("auto", "as-is"): "Engine auto, as memory was found",
+}
+_COLUMNS = ("engine", "rows/s", "µs/row", "CPU µs", "p50", "p99", "p99.9", "of ceiling")
+_DEVICE_COLUMNS = (*_COLUMNS[:-1], "read ×", "of ceiling")
+_OTHERS = "of what the device read was for other processes"
+_WIDTH = 100
+
+
+def show_bench(record: dict[str, Any]) -> None:
+    """An `engram.bench-offload/2`."""
+    _show_table(record["table"])
+    _show_traces(record["traces"])
+    _show_ceilings(record["ceilings"])
+    for section in record["sections"]:
+        _show_section(section, record)
+    for sweep in record["depths"]:
+        _show_sweep(sweep)
+    _show_summary(record)
+    busy = [flag for flag in record["flags"] if _OTHERS in flag]
+    for flag in record["flags"]:
+        if flag not in busy:
+            _line(f"note: {flag}")
+    if busy:
+        _line(f"note: others read the device during {len(busy)} of the points; the first: {busy[0]}")
+
+
+def show_overlap(record: dict[str, Any]) -> None:
+    """An `engram.overlap/1`."""
+    from engram_tables.measure.overlap import summary_lines, table_rows
+
+    for line in summary_lines(record):
+        _line(line)
+    if record["status"] == "measured":
+        columns, rows = table_rows(record)
+        console.show_table("", columns, rows)
+    else:
+        _line(f"overlap: {record['status']}: {record['reason']}")
+
+
+def _show_table(table: dict[str, Any]) -> None:
+    _line(
+        f"{table['path']}: {table['n_rows']:,} rows of {table['row_bytes']} bytes ({table['codec']}, "
+        f"{table['layout'] or 'as released'}), {table['rows_per_token']} rows a token"
+    )
+    if table["n_rows_here"] != table["n_rows"]:
+        _line(f"{table['n_rows_here']:,} of these rows are here, and lookups of the others are left out")
+    if len(table["parts"]) > 1:
+        _line(f"a row lies in {len(table['parts'])} places: {', '.join(table['parts'])}")
+    if not table["has_digests"]:
+        _line("note: the rows have no digests, so what was read is not known to be what was released")
+
+
+def _show_traces(traces: list[dict[str, Any]]) -> None:
+    main, *bounds = traces
+    distinct = f"{main['unique_row_ratio']:.0%} of the rows distinct"
+    if main["kind"] == "text":
+        _line(f"rows of real text: {main['tokens']:,} tokens of {main['documents']:,} documents, {distinct}")
+        if main["replaced_bytes"]:
+            _line(
+                f"note: {main['replaced_bytes']:,} bytes in {main['replaced_files']:,} files are not UTF-8; were these "
+                "files text? choose them with --glob"
+            )
+    elif main["kind"] == "trace":
+        _line(f"rows of the trace {main['paths'][0]}: {main['tokens']:,} tokens in a row, {distinct}")
+    else:
+        _line("uniform random rows: a bound, not real text (give --corpus or --trace for that)")
+    if bounds:
+        _line(f"bounds, the quickest engine alone: {', '.join(bound['name'] for bound in bounds)}")
+
+
+def _show_ceilings(ceilings: dict[str, Any]) -> None:
+    memory, disk = ceilings.get("memory"), ceilings.get("disk")
+    if memory is not None:
+        _line(
+            f"memory's ceiling: memcpy {memory['memcpy_1_thread_bytes_per_s'] / 1e9:.1f} GB/s by 1 thread, "
+            f"{memory['memcpy_all_threads_bytes_per_s'] / 1e9:.1f} by {memory['threads']}; a dependent load "
+            f"{memory['dependent_load_ns']:.0f} ns"
+        )
+    if disk is not None:
+        _line(_disk_line(disk))
+    for name, figure in (("nvbandwidth", ceilings.get("bus")), ("link", ceilings.get("upload"))):
+        if figure is not None and "bytes_per_s" in figure:
+            _line(f"{name}: copies of pinned memory to the GPU {figure['bytes_per_s'] / 1e9:.1f} GB/s")
+        elif figure is not None and figure["status"] == "waived":
+            _line(f"no figure by {name}: {figure['reason']}")
+
+
+def _disk_line(disk: dict[str, Any]) -> str:
+    if disk["status"] != "measured":
+        return f"no ceiling of the device: {disk['reason']}"
+    fio = disk["fio"]
+    sweeps = {"threads": disk["threads"], **{sweep["engine"]: sweep for sweep in disk["engines"]}}
+    found = [
+        f"{name} {_rate(sweep['best_reads_per_s'])} (saturated at {sweep['saturation_depth']})"
+        for name, sweep in sweeps.items()
+        if "best_reads_per_s" in sweep
+    ]
+    found += [f"none by {name}: {sweep['reason']}" for name, sweep in sweeps.items() if "reason" in sweep]
+    if fio["status"] == "measured":
+        found.append(f"fio {_rate(fio['reads_per_s'])} (depth {fio['depth']})")
+    else:
+        found.append(f"no figure by fio: {fio['reason']}")
+    return f"the device's ceiling: random 4 KiB reads/s by {', '.join(found)}"
+
+
+def _show_section(section: dict[str, Any], record: dict[str, Any]) -> None:
+    console.show()
+    title = _TITLES[section["source"], section["state"]]
+    if record["plan"]["to"] == "gpu":
+        title += ", to the GPU"
+    if section["status"] != "measured":
+        _line(f"{title}: {section['status']}: {section['reason']}")
+        return
+    residency = section["residency"]
+    file_bytes = residency["file_bytes"]
+    before, after = (residency[f"resident_bytes_{when}"] / file_bytes for when in ("before", "after"))
+    changed = "; it changed meanwhile" if section["state"] == "as-is" else "; NOT as asked"
+    checked = "" if residency["is_as_asked"] else changed
+    huge = residency.get("huge_page_bytes")
+    pages = "" if huge is None else f", {huge / file_bytes:.0%} mapped by huge pages"
+    _line(f"{title}: {before:.0%} of the files in memory before, {after:.0%} after{pages}{checked}")
+    _show_refused(section)
+    console.show()
+    for (n_tokens, n_streams), group in groupby(
+        section["points"], key=lambda point: (point["tokens_per_batch"], point["streams"])
+    ):
+        _show_points(list(group), n_tokens, n_streams, record["traces"][0]["name"])
+    _show_left_out(section["left_out"])
+
+
+def _show_refused(section: dict[str, Any]) -> None:
+    for rung in section.get("ladder", ()):
+        if not rung["is_usable"]:
+            _line(f"  not {rung['engine']}: {rung['reason']}")
+    contention = section["contention"]
+    others = contention["others_read_bytes"]
+    if others and section["source"] != "dram" and others > 0.1 * max(1, contention["device_read_bytes"] or 0):
+        _line(f"  note: others read {others:,} bytes from the device meanwhile")
+    if contention["stolen_ns"] and contention["stolen_ns"] > 0.05 * contention["elapsed_ns"]:
+        _line(f"  note: {contention['stolen_ns'] / contention['elapsed_ns']:.0%} of a CPU was stolen by the host")
+
+
+def _show_points(points: list[dict[str, Any]], n_tokens: int, n_streams: int, main: str) -> None:
+    first = points[0]
+    is_from_device = any("pages_per_s" in point for point in points)
+    streams = "" if n_streams == 1 else f", {n_streams} streams at once"
+    _line(
+        f"{n_tokens:,} token{'s' if n_tokens > 1 else ''} a batch: {first['rows_per_batch']:,} rows, "
+        f"{first['unique_row_ratio']:.0%} distinct, {first['pages_per_row']:.2f} pages a row{streams}"
+    )
+    rows = [(*_row(point, main), *([_read(point)] if is_from_device else []), _share(point)) for point in points]
+    console.show_table("", _DEVICE_COLUMNS if is_from_device else _COLUMNS, rows)
+
+
+def _row(point: dict[str, Any], main: str) -> tuple[str, ...]:
+    return (
+        point["engine"] if point["trace"] == main else f"  {point['trace']}: {point['engine']}",
+        _rate(point["rows_per_s"]),
+        _figure(point["us_per_row"]),
+        _figure(point["cpu_us_per_row"]),
+        _time(point["batch_p50_us"]),
+        _time(point["batch_p99_us"]),
+        _time(point["batch_p999_us"]),
+    )
+
+
+def _read(point: dict[str, Any]) -> str:
+    """Bytes read for a byte asked for: this process's own, or all of the device's where nobody tells them apart."""
+    own, device = point["own_device_bytes_per_batch"], point["device_bytes_per_batch"]
+    read = device if own is None else own
+    return "-" if read is None else _figure(read / point["useful_bytes_per_batch"])
+
+
+def _share(point: dict[str, Any]) -> str:
+    share = point["share_of_ceiling"]
+    return "-" if share is None else f"{share:.0%}" if share >= 0.01 else f"{share:.1%}"
+
+
+def _figure(value: float) -> str:
+    return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
+
+
+def _show_left_out(left_out: list[dict[str, Any]]) -> None:
+    for engine, entries in groupby(left_out, key=lambda entry: entry["engine"]):
+        listed = list(entries)
+        sizes = " and ".join(f"{entry['rows_per_batch']:,}" for entry in listed)
+        _line(f"left out: {engine} at {sizes} rows a batch: {listed[0]['reason']}")
+
+
+def _show_sweep(sweep: dict[str, Any]) -> None:
+    console.show()
+    title = f"Depth sweep of {sweep['engine']}, {sweep['rows_per_batch']:,} rows a batch, cold"
+    if sweep["status"] != "measured":
+        _line(f"{title}: {sweep['status']}: {sweep['reason']}")
+        return
+    _line(f"{title}: 95 % of the best at depth {sweep['saturation_depth']}")
+    _line(", ".join(f"{point['depth']}: {_rate(point['rows_per_s'])}" for point in sweep["points"]) + " rows/s")
+
+
+def _show_summary(record: dict[str, Any]) -> None:
+    """The best of each section in tokens a second, since that is what a model asks for."""
+    console.show()
+    main = record["traces"][0]["name"]
+    for section in record["sections"]:
+        points = [point for point in section.get("points", ()) if point["trace"] == main]
+        if not points:
+            continue
+        best = max(points, key=lambda point: float(point["rows_per_s"]))
+        quick = min(
+            (point for point in points if point["tokens_per_batch"] == points[0]["tokens_per_batch"]),
+            key=lambda point: float(point["batch_p50_us"]),
+        )
+        _line(
+            f"{section['source']}, {section['state']}: {_rate(best['tokens_per_s'])} tokens/s at best "
+            f"({best['engine']}, {best['tokens_per_batch']:,} a batch"
+            f"{', ' + str(best['streams']) + ' streams' if best['streams'] > 1 else ''}); "
+            f"{quick['tokens_per_batch']:,} token{'s' if quick['tokens_per_batch'] > 1 else ''} in "
+            f"{_time(quick['batch_p50_us'])} ({quick['engine']})"
+        )
+
+
+def _rate(per_s: float) -> str:
+    for unit, name in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if per_s >= unit:
+            return f"{per_s / unit:.3g}{name}" if per_s < 999.5 * unit else f"{per_s / unit:,.0f}{name}"
+    return f"{per_s:.3g}"
+
+
+def _time(us: float | None) -> str:
+    if us is None:
+        return "-"
+    if us < 1000:
+        return f"{us:.3g} µs"
+    return f"{us / 1e3:.3g} ms" if us < 1e6 else f"{us / 1e6:.3g} s"
+
+
+def _line(text: str) -> None:
+    """A line, broken at spaces where it is longer than the page."""
+    import textwrap
+
+    for line in textwrap.wrap(text, _WIDTH, subsequent_indent="    ", break_long_words=False) or [""]:
+        console.show(line)

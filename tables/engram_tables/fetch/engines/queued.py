@@ -1,0 +1,258 @@
+"""Engines that keep many direct reads in flight from one thread, whatever system call they ask with."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import weakref
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engram_tables.errors import BackendUnavailable, InvalidInput
+from engram_tables.fetch.engines.descriptors import ReadFiles, Reads
+from engram_tables.fetch.engines.engine import Engine, Items, Pending
+from engram_tables.fetch.engines.queue_kernels import (
+    BUSY_ROUNDS,
+    CODE,
+    FILE,
+    IS_BROKEN,
+    N_FREE,
+    N_STATES,
+    NEEDED,
+    NO_FILE,
+    OFFSET,
+    ROUNDS,
+    UNKNOWN_ANSWER,
+    Slots,
+    Work,
+)
+from engram_tables.fetch.engines.reading import Behind
+from engram_tables.fetch.placement import Batch, Placements
+from engram_tables.storage.row_files import RowFiles
+from engram_tables.threads import resolve_threads, run_slices
+from engram_tables.units import PAGE_BYTES
+
+DEPTH = 128
+MOST_DEPTH = 4096
+# Asked for in one system call, and waited for in one. More cost less CPU, but a small batch then waits for its first
+# reads to be written down: of 4, 8, 16 and 48 a token's 48 rows came soonest at 4 and 8 (2-core VM, 2026-11).
+AT_ONCE = 8
+_MIN_SLOT_BYTES = 8 << 10
+_READS_A_THREAD = 2048
+
+
+class Backend(Protocol):
+    """What a queue asks with: a `UringRing` or an `AioContext`."""
+
+    view: Any
+
+    def close(self) -> None:
+        """Give it back."""
+
+    def forget(self) -> None:
+        """In a child after a fork: let go of the parent's."""
+
+
+class Queue:
+    """Slots, and what asks for reads into them. One thread at a time uses it.
+
+    The slots are shared memory, which a fork leaves where it is while the device writes there.
+    """
+
+    def __init__(self, n_slots: int, slot_bytes: int, make: Callable[[NDArray[np.uint8]], Backend]) -> None:
+        self.memory = np.frombuffer(mmap.mmap(-1, n_slots * slot_bytes), np.uint8)
+        self.backend = make(self.memory)
+        self.is_forgotten = False
+        self.state = np.zeros(N_STATES, np.int64)
+        self.state[N_FREE] = n_slots
+        self.slots = Slots(
+            read=np.full(n_slots, -1, np.int64),
+            done=np.zeros(n_slots, np.int64),
+            tries=np.zeros(n_slots, np.int64),
+            free=np.arange(n_slots)[::-1].copy(),
+            address=np.uint64(self.memory.ctypes.data),
+            slot_bytes=slot_bytes,
+        )
+
+
+class QueueEngine(Engine):
+    """Direct reads (O_DIRECT), `depth` of them in flight for each thread.
+
+    One thread is enough for a device that answers more slowly than the thread asks. By default large batches get twice
+    as many threads as the one before when the device waited for them, up to the usable CPUs, and half as many when it
+    did not. What a thread asks with is kept for the next call, and made anew after a fork.
+
+    Parameters
+    ----------
+    depth
+        1 to 4096.
+
+    Raises
+    ------
+    BackendUnavailable
+        The files' system refuses direct reads, or this one the engine's way of asking.
+    """
+
+    def __init__(self, table: RowFiles, places: Placements, *, depth: int = DEPTH) -> None:
+        super().__init__(table)
+        if not 1 <= depth <= MOST_DEPTH:
+            raise InvalidInput(f"depth: found {depth}, expected 1 to {MOST_DEPTH}")
+        self.depth = depth
+        self._n_threads = 1
+        self._files = ReadFiles(self.name, table, places, direct=True)
+        longest = max(part.n_bytes for part in table.parts) + 2 * self._files.unit
+        self._slot_bytes = -(-max(longest, _MIN_SLOT_BYTES) // PAGE_BYTES) * PAGE_BYTES
+        self._idle: list[Queue] = []
+        self._queues: weakref.WeakSet[Queue] = weakref.WeakSet()
+        _all.add(self)
+        try:
+            # Whether the system allows it is known before the first read.
+            self._idle.append(self._make_queue())
+        except BaseException:
+            self._files.close()
+            raise
+
+    @abstractmethod
+    def _make(self, memory: NDArray[np.uint8], fds: NDArray[np.int64]) -> Backend:
+        """What asks for `depth` reads of the files at a time, into `memory`."""
+
+    @abstractmethod
+    def _drive(self, queue: Queue, work: Work, at_once: int, *, may_wait: bool) -> None:
+        """The compiled loop; see `queue_kernels.drive_ring`."""
+
+    def _read(self, batch: Batch, out: NDArray[np.uint8], threads: int | None, items: Items | None) -> None:
+        self._read_all(self._plan(batch, items), out, threads)
+
+    def _begin(self, batch: Batch, out: NDArray[np.uint8], threads: int | None, items: Items | None) -> Pending:
+        """What fits into one queue is asked for here and now; more than that is read by a thread of the pool."""
+        reads = self._plan(batch, items)
+        if reads.n_reads > self.depth:
+            return Behind(lambda: self._read_all(reads, out, threads))
+        work, queue = self._work(reads, out, np.zeros(1, np.int64)), self._take_queue()
+        self._advance(queue, work, may_wait=False)
+        return _Begun(self, queue, work, lambda: self._read_all(reads, out, threads))
+
+    def _plan(self, batch: Batch, items: Items | None) -> Reads:
+        return self._files.plan(batch, items, self._slot_bytes - 2 * self._files.unit)
+
+    def _work(self, reads: Reads, out: NDArray[np.uint8], counter: NDArray[np.int64]) -> Work:
+        files = self._files
+        return Work(
+            starts=reads.starts, windows=reads.windows, spots=reads.spots, order=reads.order, n_reads=reads.n_reads,
+            n_records=reads.n_records, row_bytes=files.row_bytes, unit=files.unit, part_starts=files.part_starts,
+            part_bytes=files.part_bytes, output=np.uint64(out.ctypes.data), counter=counter,
+        )  # fmt: skip
+
+    def _read_all(self, reads: Reads, out: NDArray[np.uint8], threads: int | None) -> None:
+        work = self._work(reads, out, np.zeros(1, np.int64))
+        most = self._n_threads if threads is None else resolve_threads(threads)
+        n_workers = max(1, min(most, reads.n_reads // _READS_A_THREAD))
+        rounds = np.zeros((n_workers, 2), np.int64)
+        refused: list[BackendUnavailable] = []
+
+        def drive(start: int, stop: int) -> None:
+            for worker in range(start, stop):
+                try:
+                    queue = self._take_queue()
+                except BackendUnavailable as error:
+                    refused.append(error)
+                    continue
+                queue.state[[ROUNDS, BUSY_ROUNDS]] = 0
+                self._advance(queue, work, may_wait=True)
+                rounds[worker] = queue.state[[ROUNDS, BUSY_ROUNDS]]
+                self._end(queue)
+
+        run_slices(drive, n_workers, threads=n_workers, grain=1)
+        # One thread is enough to read everything.
+        if len(refused) == n_workers:
+            raise refused[0]
+        if threads is None and reads.n_reads >= 2 * _READS_A_THREAD:
+            n_rounds, n_busy = rounds.sum(axis=0).tolist()
+            self._n_threads = next_threads(n_workers, n_rounds, n_busy, most=resolve_threads(None))
+
+    def _advance(self, queue: Queue, work: Work, *, may_wait: bool) -> None:
+        self._drive(queue, work, AT_ONCE, may_wait=may_wait)
+
+    def _end(self, queue: Queue) -> None:
+        """Keep the queue for the next call, and raise what went wrong."""
+        state = queue.state.tolist()
+        if state[IS_BROKEN]:
+            queue.backend.close()
+        else:
+            queue.state[CODE] = 0
+            self._idle.append(queue)
+        if state[CODE] == 0:
+            return
+        if state[FILE] != NO_FILE:
+            self._files.fail(state[CODE], state[FILE], state[OFFSET], state[NEEDED])
+        if state[CODE] == UNKNOWN_ANSWER:
+            raise OSError(f"engine {self.name}: the system answered a read that was not asked for; use another engine")
+        error = OSError(state[CODE], os.strerror(state[CODE]))
+        error.add_note(f"engine {self.name}: asking the system for reads; the files are as they were")
+        raise error
+
+    def _take_queue(self) -> Queue:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self._make_queue()
+
+    def _make_queue(self) -> Queue:
+        queue = Queue(self.depth, self._slot_bytes, lambda memory: self._make(memory, self._files.fds))
+        self._queues.add(queue)
+        return queue
+
+    def _release(self) -> None:
+        while self._idle:
+            self._idle.pop().backend.close()
+        self._files.close()
+
+    def _after_fork(self) -> None:
+        """Reads in flight are the parent's, and so is what asked for them."""
+        for queue in list(self._queues):
+            queue.is_forgotten = True
+            queue.backend.forget()
+        self._idle.clear()
+        self._queues.clear()
+
+
+def next_threads(n_threads: int, n_rounds: int, n_busy: int, *, most: int) -> int:
+    """Threads for the next large batch, after one in which the device waited for them in `n_busy` of `n_rounds`.
+
+    >>> [next_threads(2, 100, n_busy, most=8) for n_busy in (0, 9, 10, 50, 51, 100)]
+    [1, 1, 2, 2, 4, 4]
+    """
+    if 2 * n_busy > n_rounds:
+        return min(2 * n_threads, most)
+    return max(n_threads // 2, 1) if 10 * n_busy < n_rounds else n_threads
+
+
+class _Begun:
+    """Reads in flight in a queue of their own."""
+
+    def __init__(self, engine: QueueEngine, queue: Queue, work: Work, read_afresh: Callable[[], None]) -> None:
+        self._engine, self._queue, self._work, self._read_afresh = engine, queue, work, read_afresh
+
+    def finish(self) -> None:
+        """See `Pending`."""
+        if self._queue.is_forgotten:
+            self._read_afresh()
+            return
+        self._engine._advance(self._queue, self._work, may_wait=True)
+        self._engine._end(self._queue)
+
+
+_all: weakref.WeakSet[QueueEngine] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for engine in list(_all):
+        engine._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,99 @@
+"""The short way to records that lie in memory: one compiled call, or none. It knows no engines and no files."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engram_tables.fetch import kernels
+from engram_tables.fetch.kernels import fetch_kernel
+from engram_tables.fetch.leases import Leases
+from engram_tables.fetch.placement import Placements
+
+# Beyond it a second thread is worth its waking, and a first one the few microseconds of being asked.
+WARM_ROWS = 8191
+_NO_END = 1 << 62
+
+
+class WarmPath:
+    """Fetches batches of up to `WARM_ROWS` records out of memory, or declines before a byte is written.
+
+    It declines whatever is unusual, wrong or not known to be resident; why is found by who goes the long way. Safe from
+    many threads and after a fork; it holds the engine's lease (its gate) while it copies.
+
+    Parameters
+    ----------
+    places, bases
+        Records in one part; extent k's first row is at address `bases[k]`, uint64 (extents,).
+    leases
+        Of the engine whose memory it is.
+    n_columns
+        Of the table's spec.
+    pages, region_start
+        uint8, a bit a page of the memory from address `region_start` on (bit `p & 7` of byte `p >> 3`), written by
+        others meanwhile as they like: batches with a page that has none are declined. None takes all as resident.
+    rows_a_check
+        Every so many rows one record is looked up in the page cache before the batch is copied; 0 is never.
+    """
+
+    def __init__(
+        self, places: Placements, bases: NDArray[np.uint64], leases: Leases, n_columns: int, *,
+        pages: NDArray[np.uint8] | None = None, region_start: int = 0, rows_a_check: int = 0,
+    ) -> None:  # fmt: skip
+        (part,) = places.parts
+        gate = leases.gate()
+        head = np.zeros(kernels.PLAN_HEAD, np.int64)
+        for word, value in (
+            (kernels.BUDGET, _NO_END),
+            (kernels.GATE, gate.ctypes.data),
+            (kernels.ROWS_A_CHECK, rows_a_check),
+            (kernels.MOST_ROWS, WARM_ROWS),
+            (kernels.N_LAYERS, len(places.n_rows)),
+            (kernels.N_COLUMNS, n_columns),
+            (kernels.N_EXTENTS, len(bases)),
+            (kernels.IS_WHOLE, places.is_whole),
+            (kernels.CELL_ROWS, part.cell_rows),
+            (kernels.CELL_BYTES, part.cell_bytes),
+            (kernels.PAGES, 0 if pages is None else pages.ctypes.data),
+            (kernels.REGION_START, region_start),
+            (kernels.PAGE_SHIFT, mmap.PAGESIZE.bit_length() - 1),
+        ):
+            head[word] = value
+        self._plan = np.concatenate([head, places.extent_words(bases)])
+        self._row_bytes = part.n_bytes
+        self._gate, self._pages = gate, pages
+
+    # Both are called for every token: no word of Python stands between them and the kernel.
+
+    @cached_property
+    def fetch_tokens(self) -> Callable[[Any, Any], int]:
+        """(rows, out) → `kernels.DONE`, and `out` is filled; or another answer, and nothing has happened.
+
+        `rows` is int64 (tokens, layers, columns), of all layers and in C order, `out` uint8 of that shape and
+        (row_bytes,), to write to. TypeError for arrays of another kind.
+        """
+        return self._keeping(partial(fetch_kernel(self._row_bytes, 3), self._plan, 0))
+
+    @cached_property
+    def fetch_rows(self) -> Callable[[int, Any, Any], int]:
+        """(layer, rows, out) → as `fetch_tokens`, for `rows` int64 (n,) of the `layer`-th layer."""
+        return self._keeping(partial(fetch_kernel(self._row_bytes, 1), self._plan))
+
+    def _keeping(self, call: partial[int]) -> partial[int]:
+        """The plan names addresses: what lies there stays as long as a call may be under way."""
+        call.kept = self._gate, self._pages  # type: ignore[attr-defined]
+        return call
+
+    @property
+    def n_contradicted(self) -> int:
+        """Batches declined because a record that was taken as resident was not."""
+        return int(self._plan[kernels.CONTRADICTIONS])
+
+    def budget(self, n_rows: int) -> None:
+        """Decline everything after `n_rows` more rows, or so (threads may pass it together)."""
+        self._plan[kernels.BUDGET] = n_rows

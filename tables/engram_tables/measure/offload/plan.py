@@ -1,0 +1,136 @@
+"""What a benchmark of lookups is asked for, checked. It measures nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from engram_tables.errors import InvalidInput
+
+BATCH_TOKENS = (1, 8, 512, 8192)
+DEPTHS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Source(StrEnum):
+    """Where rows come from: memory, the device, or wherever the engine `auto` finds them."""
+
+    DRAM = "dram"
+    NVME = "nvme"
+    AUTO = "auto"
+
+
+class State(StrEnum):
+    """What of the files is in memory before a batch."""
+
+    COLD = "cold"
+    WARM = "warm"
+    AS_IS = "as-is"
+
+
+class Target(StrEnum):
+    """Whose memory the rows are brought to."""
+
+    HOST = "host"
+    GPU = "gpu"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """One source in one state."""
+
+    source: Source
+    state: State
+
+    def __str__(self) -> str:
+        return f"{self.source}, {self.state}"
+
+
+# Memory first: what was read once stays for the next section, and the cold ones evict it in the end.
+_USUAL = (
+    Section(source=Source.DRAM, state=State.WARM),
+    Section(source=Source.AUTO, state=State.WARM),
+    Section(source=Source.NVME, state=State.COLD),
+    Section(source=Source.AUTO, state=State.COLD),
+)
+_NEVER = (
+    (Source.DRAM, State.COLD, "rows that come from memory are there; ask for --from nvme or auto"),
+    (Source.NVME, State.WARM, "rows that are in memory do not come from the device; ask for --from dram or auto"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchPlan:
+    """What to measure.
+
+    Attributes
+    ----------
+    sources
+        None: those that the state allows, all of them without a state.
+    state
+        None: memory is warm, the device cold, and `auto` is measured in both.
+    engine
+        The only engine to measure: of `dram` and `nvme` it is picked, in `auto` it takes the place of `auto`.
+    tokens
+        Tokens of a batch.
+    rows_per_batch
+        Rows wanted in a batch, in place of `tokens`; a batch is whole tokens, so it holds the nearest number that is.
+    streams
+        Batches that are asked for at the same time by threads of their own.
+    depths
+        Reads in flight of the sweeps; they go on past saturation.
+    bounds
+        Whether uniform rows and one repeated token are measured beside real text.
+    repeats, seconds
+        Fewest timed batches a point; more follow until `seconds` of timed work.
+    batch_seconds
+        A batch that is expected to take longer, by what a smaller one took, is left out with that reason.
+    threads
+        Threads of the engines that copy; None means all usable CPUs.
+    read_threads
+        Threads of the engines that read with threads; None means their default.
+    """
+
+    sources: tuple[Source, ...] | None = None
+    to: Target = Target.HOST
+    state: State | None = None
+    engine: str | None = None
+    tokens: tuple[int, ...] = BATCH_TOKENS
+    rows_per_batch: tuple[int, ...] = ()
+    streams: tuple[int, ...] = (1,)
+    depths: tuple[int, ...] = DEPTHS
+    bounds: bool = True
+    repeats: int = 5
+    seconds: float = 0.4
+    batch_seconds: float = 3.0
+    threads: int | None = None
+    read_threads: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, figures in (
+            ("tokens", self.tokens),
+            ("rows per batch", self.rows_per_batch or (1,)),
+            ("streams", self.streams),
+            ("depths", self.depths),
+        ):
+            if not figures or min(figures) < 1:
+                raise InvalidInput(f"{name}: found {figures}, expected numbers from 1 up")
+        if self.repeats < 1:
+            raise InvalidInput(f"repeats: found {self.repeats}, expected 1 or more")
+        if max(self.streams) > 1024 or max(self.depths) > 4096:
+            raise InvalidInput("streams, depths: found more than 1024 or 4096, expected at most so many; ask for fewer")
+        for source, state, instead in _NEVER:
+            if self.state is state and source in (self.sources or ()):
+                raise InvalidInput(f"source {source}, state {state}: found both, expected one of them; {instead}")
+
+    @property
+    def sections(self) -> tuple[Section, ...]:
+        """Every source in every state it is to be measured in."""
+        if self.state is None:
+            return tuple(section for section in _USUAL if section.source in (self.sources or tuple(Source)))
+        never = {(source, state) for source, state, _ in _NEVER}
+        return tuple(
+            Section(source=source, state=self.state)
+            for source in self.sources or tuple(Source)
+            if (source, self.state) not in never
+        )
