@@ -19,6 +19,9 @@ BENCHMARKS = (
     "codecs",
     "gather",
     "cold",
+    "auto",
+    "tiers",
+    "overlap",
     "build",
     "repack",
     "tokens",
@@ -26,7 +29,7 @@ BENCHMARKS = (
     "count_disk",
     "traffic",
 )
-NEED_DIRECTORY = ("cold", "build", "repack")
+NEED_DIRECTORY = ("gather", "cold", "auto", "tiers", "build", "repack")
 
 
 def main() -> None:

@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     from engram_tables.measure.offload.plan import BenchPlan
 
 
+_MODEL = "engram-paper-4b"
+# Options of a benchmark without --overlap, as they are when nobody gives them.
+_ALONE: dict[str, object] = {
+    "plot": None, "state": None, "tokens": None, "rows_per_batch": None, "streams": "1", "depths": None, "bounds": True,
+    "repeats": 5, "seconds": 0.4, "batch_seconds": 3.0, "read_threads": None,
+}  # fmt: skip
+
+
 class _Text(NamedTuple):
     """Where the rows to look up come from."""
 
@@ -108,7 +116,7 @@ def bench_offload(
     ] = False,
     model: Annotated[
         str, typer.Option("--model", metavar="NAME", help="With --overlap: whose layers are multiplied.")
-    ] = "engram-paper-4b",
+    ] = _MODEL,
     force: Force = False,
     as_json: JsonFlag = False,
     record_file: Annotated[
@@ -144,12 +152,19 @@ def bench_offload(
     text = _Text(corpus or [], trace, vocab, glob, exclude or [])
     if table is None and not overlap:
         raise InvalidInput("TABLE: found none, expected a table or a checkpoint; name one, or generate rows: --overlap")
+    if overlap:
+        _refuse_with_overlap(
+            plot=plot, state=state, tokens=tokens, rows_per_batch=rows_per_batch, streams=streams, depths=depths,
+            bounds=bounds, repeats=repeats, seconds=seconds, batch_seconds=batch_seconds, read_threads=read_threads,
+        )  # fmt: skip
+    elif model != _MODEL:
+        raise InvalidInput("--model: found no --overlap, expected it, whose load the model is; give both or neither")
     if plot is not None:
         from engram_tables.measure.offload.plot import check_plot
 
-        if overlap:
-            raise InvalidInput("--plot: found --overlap too, which has no picture; expected one of them")
         check_plot(plot, force=force)
+        if record_file is not None and record_file.resolve() == plot.resolve():
+            raise InvalidInput(f"--record, --plot: found {plot} for both, expected two files; name another")
     if record_file is not None:
         refuse_existing(record_file, force=force)
     if overlap:
@@ -183,13 +198,26 @@ def bench_offload(
     _fail_on_mismatch(record)
 
 
+def _refuse_with_overlap(**given: Any) -> None:
+    """`InvalidInput` for an option that --overlap would not look at."""
+    from engram_tables.errors import InvalidInput
+
+    for name, value in given.items():
+        if value != _ALONE[name]:
+            option = {"bounds": "--no-bounds"}.get(name, f"--{name.replace('_', '-')}")
+            raise InvalidInput(
+                f"{option}: found --overlap too, expected one of them, since --overlap has steps of its own and no "
+                f"picture; leave {option} out"
+            )
+
+
 def _plan(*, tokens: str | None, rows_per_batch: str | None, streams: str, depths: str | None, source: str | None,
           to: str, state: str | None, **others: Any) -> BenchPlan:  # fmt: skip
     from engram_tables.errors import InvalidInput
     from engram_tables.measure.offload.plan import BATCH_TOKENS, DEPTHS, BenchPlan, Source, State, Target
 
     if tokens is not None and rows_per_batch is not None:
-        raise InvalidInput("--tokens, --rows-per-batch: found both, expected one of them")
+        raise InvalidInput("--tokens, --rows-per-batch: found both, expected one of them; leave one out")
     return BenchPlan(
         sources=None if source is None else tuple(_choice("--from", word, Source) for word in source.split(",")),
         to=_choice("--to", to, Target),
@@ -257,7 +285,7 @@ def _choice(option: str, word: str, choices: Any) -> Any:
     try:
         return choices(word.strip())
     except ValueError:
-        raise InvalidInput(f"{option}: found {word[:40]!r}, expected one of {', '.join(choices)}") from None
+        raise InvalidInput(f"{option}: found {word[:40]!r}, expected one of {', '.join(choices)}; name one") from None
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:
@@ -265,5 +293,5 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
 
     parts = text.split(",")
     if not all(re.fullmatch(r"\s*[0-9]{1,15}\s*", part) for part in parts):
-        raise InvalidInput(f"{option}: found {text[:40]!r}, expected whole numbers with commas, as 1,8,512")
+        raise InvalidInput(f"{option}: found {text[:40]!r}, expected whole numbers with commas; write them as 1,8,512")
     return tuple(int(part) for part in parts)

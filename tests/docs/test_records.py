@@ -155,9 +155,9 @@ def test_every_key_that_is_printed_is_documented(page: str, made: Path, tiny_voc
         _check(page, {key: value for key, value in record.items() if key != "spec" or isinstance(value, str)})
     unseen = set(_strings_in_code()) - {record["schema"] for record in records}
     assert unseen == {
-        "engram.table/1", "engram.table/2", "engram.rows/2", "engram.bench-offload/2", "engram.overlap/1",
-        "engram.golden/1", "engram.build-work/1", "engram.count-work/1", "engram.counts-merge-work/1",
-        "engram.tokenize-work/1", "engram.tokenize-shard/1",
+        "engram.table/1", "engram.table/2", "engram.rows/2", "engram.hot-list/1", "engram.bench-offload/2",
+        "engram.overlap/1", "engram.golden/1", "engram.build-work/1", "engram.count-work/1",
+        "engram.counts-merge-work/1", "engram.tokenize-work/1", "engram.tokenize-shard/1",
     }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engram_tables.errors import InvalidInput
-from engram_tables.fetch.tiers.hot_list import HotList, read_hot_list, write_hot_list
+from engram_tables.fetch.tiers.hot_list import SCHEMA, HotList, read_hot_list, write_hot_list
 
 FIXTURES_ARE_FINE = [HealthCheck.function_scoped_fixture]
 
@@ -94,3 +94,25 @@ def test_damage_is_refused_or_does_no_harm(tmp_path: Path, data: st.DataObject) 
         return
     assert np.array_equal(found.rows, hot.rows)
     assert np.array_equal(found.weights, hot.weights)
+
+
+@pytest.mark.parametrize("rows", [[1.7], [True], ["3"], [None], np.array([2**63], np.uint64)])
+def test_rows_that_are_no_integers_are_not_made_into_some(rows: Any) -> None:
+    with pytest.raises(InvalidInput, match=r"^hot list: found .*, expected .*; "):
+        HotList.of([1], rows, [1.0])
+
+
+def test_columns_of_other_types_are_refused() -> None:
+    one = np.ones(1)
+    with pytest.raises(InvalidInput, match="found columns of float64, float64, float64, expected int64"):
+        HotList(layer_ids=one, rows=one, weights=one)  # type: ignore[arg-type]
+
+
+def test_a_column_that_is_there_twice(tmp_path: Path) -> None:
+    path = tmp_path / "hot.parquet"
+    columns = {"layer_id": pa.array([1]), "row": pa.array([2]), "weight": pa.array([1.0])}
+    fields = [pa.field(name, column.type) for name, column in columns.items()]
+    schema = pa.schema([*fields, fields[-1]], metadata={b"engram.schema": SCHEMA.encode()})
+    pq.write_table(pa.Table.from_arrays([*columns.values(), columns["weight"]], schema=schema), path)
+    with pytest.raises(InvalidInput, match=r"weight \(double\), weight \(double\), expected layer_id \(int64\)"):
+        read_hot_list(path)

@@ -25,7 +25,7 @@ from page_cache import (
 
 from engram_tables.fetch.engines import residency as residency_module
 from engram_tables.fetch.engines.residency import Residency
-from engram_tables.fetch.engines.residency_kernels import fill
+from engram_tables.fetch.engines.residency_kernels import AGAIN, MISSING, WAITING, fill
 from engram_tables.measure.residency import preload
 
 
@@ -118,8 +118,10 @@ def test_what_was_missed_before(geometry: str, tmp_path: Path) -> None:
             rows = rng.integers(0, table.stored.owned(1)[0][1], 60)
             items = rng.permutation(60)[:40]
             out = [{page for page in pages if not believed[page]} for pages in pages_of(table, 1, rows[items])]
-            found = residency.missed_before(batch_of(table, rows), items)
-            assert found.tolist() == [bool(pages & missed) for pages in out]
+            addresses = np.ascontiguousarray(gather_of(table).placed.addresses(batch_of(table, rows))[:, items])
+            kinds, n_missing = residency.part(addresses)
+            assert kinds.tolist() == [(AGAIN if pages & missed else MISSING) if pages else WAITING for pages in out]
+            assert n_missing == sum(map(bool, out))
             missed |= set().union(*out)
         rows = np.arange(60)
         residency.mark(batch_of(table, rows), np.arange(0, 60, 2))
@@ -127,7 +129,8 @@ def test_what_was_missed_before(geometry: str, tmp_path: Path) -> None:
             believed[list(pages)] = True
         assert np.array_equal(bits(residency.pages, n_pages), believed)
         residency.forget_missed()
-        assert not residency.missed_before(batch_of(table, rows), np.arange(60)).any()
+        kinds, _ = residency.part(gather_of(table).placed.addresses(batch_of(table, rows)))
+        assert AGAIN not in kinds
 
 
 @pytest.mark.parametrize("n_layers", [1, 2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 
 from engram_cli.app import app
 from engram_tables.address.spec import Addresses
-from engram_tables.errors import BackendUnavailable, InvalidInput
+from engram_tables.errors import BackendUnavailable, CapacityError, InvalidInput
 from engram_tables.fetch.engines.copying import GatherEngine
 from engram_tables.fetch.engines.engine import Engine
 from engram_tables.fetch.engines.ladder import ENGINES
@@ -28,8 +29,9 @@ from engram_tables.measure.ceilings import memory_ceilings
 from engram_tables.measure.contention import Counters, contention
 from engram_tables.measure.offload import host as host_module
 from engram_tables.measure.offload.lookups import Asked, Lookups, expected_records, fetcher
-from engram_tables.measure.offload.plan import BenchPlan, Source, State, Target
+from engram_tables.measure.offload.plan import BenchPlan, Section, Source, State, Target
 from engram_tables.measure.offload.plot import write_plot
+from engram_tables.measure.offload.points import hold_against, make_point
 from engram_tables.measure.offload.rounds import Case, mismatch, take_turns, touched_buffers
 from engram_tables.measure.trace import uniform_trace
 from engram_tables.storage.building.writer import build_table, plan_table
@@ -413,3 +415,105 @@ def _no_trial(stored: Any, engine_of: Any, names: Any) -> Any:
     for name in names:
         assert isinstance(engine_of(name), Engine)
     return tuple(Rung(name, True, None) for name in names)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"seconds": float("nan")},
+        {"seconds": float("inf")},
+        {"seconds": -1.0},
+        {"batch_seconds": float("nan")},
+        {"batch_seconds": float("inf")},
+        {"streams": (1, 2, 1)},
+        {"sources": (Source.AUTO, Source.AUTO)},
+        {"streams": (4096,)},
+        {"tokens": ()},
+    ],
+)
+def test_a_plan_that_cannot_be(options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput, match=r"^[a-z ]+: found .*, expected .*; .*"):
+        BenchPlan(**options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--tokens", "1"],
+        ["--rows-per-batch", "8"],
+        ["--state", "cold"],
+        ["--streams", "2"],
+        ["--depths", "1"],
+        ["--no-bounds"],
+        ["--repeats", "2"],
+        ["--seconds", "1"],
+        ["--batch-seconds", "1"],
+        ["--read-threads", "2"],
+        ["--plot", "x.svg"],
+    ],
+)
+def test_options_that_an_overlap_does_not_look_at_are_refused(options: list[str]) -> None:
+    ended = CliRunner().invoke(app, ["bench-offload", "--overlap", *options])
+    assert ended.exit_code == 3, ended.output
+    assert ended.stderr.startswith(f"error: {options[0]}: found --overlap too, expected ")
+
+
+def test_a_model_without_an_overlap_is_refused(table_path: Path) -> None:
+    ended = CliRunner().invoke(app, ["bench-offload", str(table_path), "--model", "engram-paper-8b"])
+    assert ended.exit_code == 3
+    assert ended.stderr.startswith("error: --model: found no --overlap, expected it")
+
+
+def test_a_record_and_a_picture_of_one_name(table_path: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    name = tmp_path / "x.svg"
+    options = ["--record", str(name), "--plot", str(tmp_path / "." / "x.svg"), "--force"]
+    ended = CliRunner().invoke(app, ["bench-offload", str(table_path), *options])
+    assert ended.exit_code == 3
+    assert "expected two files" in ended.stderr
+    assert not name.exists()
+
+
+def test_streams_that_memory_cannot_hold(table_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_module, "read_meminfo", lambda: {"MemAvailable": 1 << 16})
+    with pytest.raises(CapacityError, match=r"^streams: found 64 .*, expected .*; ask for fewer"):
+        bench_offload(table_path, plan=replace(QUICK, streams=(64,)))
+
+
+def test_a_stream_that_cannot_start_keeps_no_other_waiting(table_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    n_before, start, n_started = threading.active_count(), threading.Thread.start, 0
+
+    def start_two(thread: threading.Thread) -> None:
+        nonlocal n_started
+        n_started += 1
+        if n_started > 2:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with open_table(table_path) as table:
+        lookups = Lookups(table, uniform_trace(SPEC, n_tokens=64), seed=0)
+        outs = touched_buffers(4, lookups.n_rows(2), table.row_bytes)
+        case = Case(table_path, lookups, fetcher(table, "gather", 1), outs, n_tokens=2)
+        monkeypatch.setattr(threading.Thread, "start", start_two)
+        with pytest.raises(RuntimeError, match="can't start"):
+            case.round()
+    assert threading.active_count() == n_before
+
+
+@pytest.mark.parametrize(("state", "why"), [(State.COLD, "read together"), (State.AS_IS, "was in memory")])
+def test_no_share_of_the_device_over_one_goes_without_a_flag(table_path: Path, state: State, why: str) -> None:
+    with open_table(table_path) as table:
+        lookups = Lookups(table, uniform_trace(SPEC, n_tokens=64), seed=0)
+        outs = touched_buffers(1, lookups.n_rows(2), table.row_bytes)
+        case = Case(table_path, lookups, fetcher(table, "gather", 1), outs, n_tokens=2)
+        case.round()
+        section = Section(source=Source.AUTO, state=state)
+        point = make_point(
+            case, section=section, engine="gather", threads=1, trace="uniform", row_bytes=table.row_bytes,
+            n_rows=lookups.n_rows(2),
+        )  # fmt: skip
+    point["device_bytes_per_batch"] = point["own_device_bytes_per_batch"] = point["unique_bytes_per_batch"]
+    ceilings = {"disk": {"status": "measured", "best_reads_per_s": 1e-3, "sequential_bytes_per_s": 1e18}}
+    hold_against(point, case, ceilings, section=section, file_bytes=1 << 30)
+    assert point["share_of_ceiling"] > 1.05
+    assert [flag for flag in point["flags"] if "more than the ceiling's" in flag and why in flag]

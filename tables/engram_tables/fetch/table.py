@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -115,6 +116,7 @@ class Table:
         self._leases = Leases(f"table {stored.path}")
         self._engines: dict[str, Engine] = {}
         self._default: str | Engine = AUTO
+        self._closing, self._is_closed = threading.Lock(), False
         self._layers = {layer_id: layer for layer, layer_id in enumerate(stored.layer_ids)}
 
     @property
@@ -179,7 +181,8 @@ class Table:
         engine = self._default if engine is None else engine
         # A token is copied in 5 us: nothing is asked here that a kernel looks at anyway. Whatever it declines (a
         # closed table among it) or what there is no short way for goes the long way below, which has the errors.
-        warm = getattr(self._engines.get(engine, engine), "warm", None)  # type: ignore[arg-type]
+        made = self._engines.get(engine) if type(engine) is str else self._engine(engine)
+        warm = None if made is None else made.warm
         if warm is not None and (threads is None or threads == 1):
             if out is None:
                 out = self._room(addresses.rows)
@@ -228,7 +231,8 @@ class Table:
             self.spec.layer(layer_id)  # raises
         is_ready = type(rows) is np.ndarray and rows.dtype is _INT64 and rows.flags.c_contiguous
         checked: NDArray[np.int64] = rows if is_ready else _as_rows(rows)  # type: ignore[assignment]
-        warm = getattr(self._engines.get(engine, engine), "warm", None)  # type: ignore[arg-type]
+        made = self._engines.get(engine) if type(engine) is str else self._engine(engine)
+        warm = None if made is None else made.warm
         if warm is not None and (threads is None or threads == 1):
             if out is None:
                 out = self._room(checked)
@@ -260,8 +264,18 @@ class Table:
         return self.stored.codec.decode(records)
 
     def engine(self, name: str) -> Engine:
-        """The engine called `name`, made when first asked for; the table closes it."""
+        """The engine called `name`, made when first asked for; the table closes it.
+
+        Raises
+        ------
+        InvalidInput
+            An unknown name, or a closed table.
+        BackendUnavailable
+            The engine cannot work here.
+        """
         self._leases.check()
+        if name not in ENGINE_NAMES:
+            raise InvalidInput(f"engine {name!r}: not known, expected one of {', '.join(ENGINE_NAMES)}")
         if name not in self._engines:
             with self._leases:
                 auto = name == AUTO
@@ -286,13 +300,16 @@ class Table:
 
     def close(self) -> None:
         """Wait for the reads in flight, then close files and mappings. Later calls raise `InvalidInput`."""
-        if self._leases.close():
-            # Tiers read through the others.
-            if isinstance(self._default, Engine):
-                self._default.close()
-            for engine in self._engines.values():
+        self._leases.close()
+        # Tiers and `auto` read through the others.
+        readers = [self._default, self._engines.get(AUTO), *self._engines.values()]
+        for engine in readers:
+            if isinstance(engine, Engine):
                 engine.close()
-            self.stored.close()
+        with self._closing:
+            if not self._is_closed:
+                self._is_closed = True
+                self.stored.close()
 
     def __enter__(self) -> Self:
         return self
@@ -324,11 +341,14 @@ class Table:
         return batch, np.empty(expected, np.uint8) if out is None else _checked_out(out, expected)
 
     def _engine(self, engine: str | Engine) -> Engine:
-        if isinstance(engine, Engine):
-            return engine
-        if engine not in ENGINE_NAMES:
-            raise InvalidInput(f"engine {engine!r}: not known, expected one of {', '.join(ENGINE_NAMES)}")
-        return self.engine(engine)
+        if not isinstance(engine, Engine):
+            return self.engine(engine)
+        if engine.stored is not self.stored:
+            raise InvalidInput(
+                f"engine {engine.name}: found one of table {engine.stored.path}, expected one that was made for table "
+                f"{self.path}; name the engine, and this table makes it"
+            )
+        return engine
 
 
 def _as_rows(rows: ArrayLike) -> NDArray[np.int64]:

@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from engram_tables.address.vocabulary import Vocabulary
-from engram_tables.errors import BackendUnavailable, InvalidInput
+from engram_tables.errors import BackendUnavailable, CapacityError, InvalidInput
 from engram_tables.fetch.gpu.device import Device
 from engram_tables.fetch.gpu.runtime import cuda_device
 from engram_tables.fetch.table import ENGINE_NAMES, Table, open_table
 from engram_tables.measure.ceilings import bus_ceilings, disk_ceilings, memory_ceilings
-from engram_tables.measure.environment import command_line, describe
+from engram_tables.measure.environment import command_line, describe, read_meminfo
 from engram_tables.measure.offload.blocks import block_reads, engines_with_depth
 from engram_tables.measure.offload.depth import depth_sweeps
 from engram_tables.measure.offload.gpu import measure_gpu_section
-from engram_tables.measure.offload.host import Bench, measure_section
+from engram_tables.measure.offload.host import MEMORY_SHARE, Bench, measure_section
 from engram_tables.measure.offload.lookups import Lookups
 from engram_tables.measure.offload.plan import BenchPlan, Section, Source, State, Target
 from engram_tables.measure.residency import evict
@@ -129,6 +129,7 @@ def _prepare(path: Path, table: Table, main: Trace, plan: BenchPlan, progress: P
     batches = tuple(max(1, round(n_rows / first.rows_per_token)) for n_rows in plan.rows_per_batch) or plan.tokens
     for each in lookups.values():
         each.check(max(batches))
+    _check_room(plan, max(first.n_rows(n_tokens) for n_tokens in batches) * table.row_bytes)
     n_done, n_all = 0, len(plan.sections) * len(batches)
 
     def advance() -> None:
@@ -141,6 +142,17 @@ def _prepare(path: Path, table: Table, main: Trace, plan: BenchPlan, progress: P
         path=path, table=table, plan=plan, lookups=lookups, batches=tuple(dict.fromkeys(batches)), ceilings={},
         advance=advance,
     )  # fmt: skip
+
+
+def _check_room(plan: BenchPlan, batch_bytes: int) -> None:
+    """Refuse streams whose batches do not fit into memory: touching them would end this process or another."""
+    wanted, available = max(plan.streams) * batch_bytes, read_meminfo().get("MemAvailable")
+    if available is not None and wanted > available * MEMORY_SHARE:
+        raise CapacityError(
+            f"streams: found {max(plan.streams)} with batches of up to {batch_bytes} bytes, {wanted} in all, expected "
+            f"{int(available * MEMORY_SHARE)} at most, since {available} are free; ask for fewer streams or shorter "
+            "batches"
+        )
 
 
 def _measure_ceilings(bench: Bench) -> None:

@@ -13,6 +13,7 @@ from engram_tables.fetch.engines.copying import GatherEngine
 from engram_tables.fetch.engines.engine import DONE, Engine, Items, Pending
 from engram_tables.fetch.engines.ladder import Rung, first_usable
 from engram_tables.fetch.engines.residency import Residency
+from engram_tables.fetch.engines.residency_kernels import AGAIN, MISSING, WAITING
 from engram_tables.fetch.placement import Batch
 from engram_tables.storage.row_files import RowFiles
 
@@ -29,6 +30,9 @@ ROWS_A_CHECK = 2048
 # A record that is read costs as much as ten such looks.
 _MISSED_A_CHECK = 64
 _MOST_CHECKED = 32
+# Up to so many records one thread sorts before any is copied, which costs less than to look block by block.
+_MOST_AT_ONCE = 8192
+_NONE = np.empty(0, np.int64)
 
 
 class AutoEngine(Engine):
@@ -93,17 +97,38 @@ class AutoEngine(Engine):
         if residency.is_whole:
             gather.read(batch, out, threads, items)
             return DONE
-        if items is None:
-            missing, waiting = gather.copy_resident(batch, out, residency.pages, threads)
-        else:
-            missing, waiting = gather.part_items(batch, items, residency.pages)
-        if missing.size and self._is_outdated(batch, missing, residency):
-            missing, more = gather.part_items(batch, missing, residency.pages)
-            waiting = np.concatenate((waiting, more))
-        flights = self._read_missing(batch, out, threads, missing, residency) if missing.size else _Flights()
+        missing, again, waiting = self._sort(batch, out, threads, items)
+        flights = _Flights()
+        if missing.size + again.size:
+            self._read_missing(flights, batch, out, threads, missing, again)
         if waiting.size:
             flights.attempt(lambda: gather.read(batch, out, threads, waiting))
         return flights
+
+    def _sort(
+        self, batch: Batch, out: NDArray[np.uint8], threads: int | None, items: Items | None
+    ) -> tuple[Items, Items, Items]:
+        """Records out of memory, those of them in pages missed before, and records in memory; of a large batch those
+        in memory may have been copied already, and are in none of the three."""
+        gather, residency = self._made[self.name]
+        if items is None and batch.rows.size > _MOST_AT_ONCE:
+            items, waiting = gather.copy_resident(batch, out, residency.pages, threads)
+            if not items.size:
+                return items, items, waiting
+        else:
+            waiting = _NONE
+        addresses = gather.placed.addresses(batch)
+        if items is not None:
+            addresses = np.ascontiguousarray(addresses[:, items])
+        kinds, n_missing = residency.part(addresses)
+        if n_missing and self._is_outdated(addresses, kinds, n_missing, residency):
+            kinds, n_missing = residency.part(addresses)
+            # The second look is no second miss.
+            kinds[kinds == AGAIN] = MISSING
+        missing, again, more = (np.flatnonzero(kinds == kind) for kind in (MISSING, AGAIN, WAITING))
+        if items is not None:
+            missing, again, more = items[missing], items[again], items[more]
+        return missing, again, np.concatenate((waiting, more)) if waiting.size else more
 
     def _open(self) -> tuple[GatherEngine, Residency] | None:
         """The mapping and what is in memory of it; None where files cannot be mapped."""
@@ -151,36 +176,38 @@ class AutoEngine(Engine):
         before, self._n_contradicted = self._n_contradicted, self.warm.n_contradicted if self.warm is not None else 0
         return max(0, self._n_contradicted - before)
 
-    def _is_outdated(self, batch: Batch, missing: Items, residency: Residency) -> bool:
+    def _is_outdated(
+        self, addresses: NDArray[np.uint64], kinds: NDArray[np.uint8], n_missing: int, residency: Residency
+    ) -> bool:
         """Look some missing rows up; if one is in memory after all, the others too, and ask for a refresh."""
-        self._missed_until_check -= missing.size
+        self._missed_until_check -= n_missing
         if self._missed_until_check > 0 or not residency.is_known:
             return False
         self._missed_until_check = _MISSED_A_CHECK
-        step = max(_MISSED_A_CHECK, missing.size // _MOST_CHECKED)
-        _, n_come = residency.look_up(
-            batch, np.ascontiguousarray(missing[self._n_checks % min(step, missing.size) :: step])
-        )
+        missing = np.flatnonzero(kinds != WAITING)
+        step = max(_MISSED_A_CHECK, n_missing // _MOST_CHECKED)
+        chosen = missing[self._n_checks % min(step, n_missing) :: step]
+        _, n_come = residency.look_up_at(np.ascontiguousarray(addresses[:, chosen]))
         if n_come:
-            residency.look_up(batch, missing)
+            residency.look_up_at(np.ascontiguousarray(addresses[:, missing]))
             residency.ask()
         return n_come > 0
 
     def _read_missing(
-        self, batch: Batch, out: NDArray[np.uint8], threads: int | None, missing: Items, residency: Residency
-    ) -> _Flights:
+        self, flights: _Flights, batch: Batch, out: NDArray[np.uint8], threads: int | None, missing: Items, again: Items
+    ) -> None:
+        """Begin to read the missing records, those of `again` so that they are in memory afterwards."""
+        _, residency = self._made[self.name]
         reader = self._engine_for_missing()
         if reader.name in _FILLING:
-            flights, kept = _Flights(), missing
-            flights.begin(reader, batch, out, threads, missing)
+            kept = np.concatenate((missing, again))
+            flights.begin(reader, batch, out, threads, kept)
         else:
-            again = residency.missed_before(batch, missing)
-            flights, kept = _Flights(), missing[again]
-            flights.begin(reader, batch, out, threads, missing[~again])
-            flights.begin(self._engine_of(_KEEPING), batch, out, threads, kept)
+            kept = again
+            flights.begin(reader, batch, out, threads, missing)
+            flights.begin(self._engine_of(_KEEPING), batch, out, threads, again)
         if kept.size:
             flights.landed = lambda: residency.mark(batch, kept)
-        return flights
 
     def close(self) -> None:
         """See `Engine`. A refresh under way ends early."""

@@ -69,8 +69,14 @@ class ReadFiles:
             for file in table.files:
                 opened.append(_reopen(engine, file, direct=direct))
             units = [_direct_unit(engine, fd, file) for fd, file in zip(opened, table.files, strict=True) if direct]
-        except BaseException:
+        except BaseException as error:
             self.close()
+            if isinstance(error, OSError) and error.errno == errno.EMFILE:
+                n_files = len(table.files)
+                error.add_note(
+                    f"engine {engine}: opening {n_files} files a second time; raise the limit of open files "
+                    "(ulimit -n), or use the engine gather, which opens none"
+                )
             raise
         self.unit = max(units, default=1)
         self.fds = np.array(opened, np.int64)

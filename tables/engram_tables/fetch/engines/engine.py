@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
 from abc import ABC, abstractmethod
 from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engram_tables.errors import InvalidInput
 from engram_tables.fetch.leases import Leases
 from engram_tables.fetch.placement import Batch
 from engram_tables.fetch.warm import WarmPath
@@ -19,10 +21,11 @@ Items = NDArray[np.int64]
 
 
 class Pending(Protocol):
-    """A read that has begun. `finish` it exactly once, whatever else fails: until then files and memory are in use."""
+    """A read that has begun. `finish` it exactly once: until then files and memory are in use. What nobody finishes is
+    finished when its engine is closed."""
 
     def finish(self) -> None:
-        """Wait until every record is in `out`; raises what reading raised."""
+        """Wait until every record is in `out`; raises what reading raised, and `InvalidInput` the second time."""
 
 
 class Engine(ABC):
@@ -35,6 +38,8 @@ class Engine(ABC):
     ----------
     name
         What `Table.fetch` calls it.
+    stored
+        The files that it reads.
     warm
         A short way for batches that lie in memory, tried before `read`; or None.
     """
@@ -43,7 +48,9 @@ class Engine(ABC):
     warm: WarmPath | None = None
 
     def __init__(self, table: RowFiles) -> None:
+        self.stored = table
         self._leases = Leases(f"engine {self.name} of table {table.path}")
+        self._under_way: set[_Begun] = set()
 
     def read(
         self, batch: Batch, out: NDArray[np.uint8], threads: int | None = None, items: Items | None = None
@@ -60,18 +67,24 @@ class Engine(ABC):
     ) -> Pending:
         """As `read`, but return as soon as the reads are under way. `batch`, `out` and `items` must stay as they are
         until `finish`. An engine that cannot read behind its caller's back has read by then."""
-        lease = self._leases.__enter__()
-        try:
-            begun = self._begin(batch, out, threads, items)
-        except BaseException:
-            lease.__exit__()
-            raise
-        return _Leased(lease, begun)
+        with self._leases:
+            begun = _Begun(self._begin(batch, out, threads, items), self._leases, self._under_way)
+            self._under_way.add(begun)
+        return begun
 
     def close(self) -> None:
-        """Refuse later reads, wait for those in flight, then give files and memory back."""
+        """Refuse later reads, wait for those in flight, finishing those that were begun, then give files and memory
+        back."""
+        self._settle_all()
+        self._leases.drain()
+        # None begins any more.
+        self._settle_all()
         if self._leases.close():
             self._release()
+
+    def _settle_all(self) -> None:
+        for begun in list(self._under_way):
+            begun.settle()
 
     @abstractmethod
     def _read(self, batch: Batch, out: NDArray[np.uint8], threads: int | None, items: Items | None) -> None:
@@ -94,18 +107,43 @@ class _Done:
 DONE = _Done()
 
 
-class _Leased:
-    """A pending read and the lease that keeps its engine open."""
+class _Begun:
+    """A read under way, which keeps its engine open: whoever comes first finishes it, its owner or `close`."""
 
-    def __init__(self, lease: Leases, pending: Pending) -> None:
-        self._lease, self._pending = lease, pending
+    def __init__(self, pending: Pending, leases: Leases, under_way: set[_Begun]) -> None:
+        self._pending, self._leases, self._under_way = pending, leases, under_way
         self._process = os.getpid()
+        self._lock = threading.Lock()
+        self._is_settled = self._is_told = False
+        self._error: BaseException | None = None
 
     def finish(self) -> None:
         """See `Pending`."""
-        try:
-            self._pending.finish()
-        finally:
-            # A child of fork begins with no lease taken: what its parent took is not the child's to give back.
-            if os.getpid() == self._process:
-                self._lease.__exit__()
+        if self._is_told:
+            raise InvalidInput("read under way: finished already, expected to be finished once; begin another one")
+        self._is_told = True
+        if os.getpid() != self._process:
+            # A child of fork reads by itself, as any other call.
+            with self._leases:
+                self._pending.finish()
+            return
+        self.settle()
+        if self._error is not None:
+            raise self._error
+
+    def settle(self) -> None:
+        """Finish the read if nobody has, and keep the error for the owner; a child leaves its parent's reads alone."""
+        if os.getpid() != self._process:
+            return
+        with self._lock:
+            if self._is_settled:
+                return
+            try:
+                self._pending.finish()
+            except BaseException as error:
+                self._error = error
+                if not isinstance(error, Exception):
+                    raise
+            finally:
+                self._is_settled = True
+                self._under_way.discard(self)

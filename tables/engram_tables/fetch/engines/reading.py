@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -101,5 +102,10 @@ class Behind:
         """See `Pending`; after a fork, whose child has none of the threads, the child reads by itself."""
         if os.getpid() != self._process:
             self._read()
-        else:
+            return
+        try:
             self._future.result()
+        except KeyboardInterrupt:
+            # The read uses files and memory that the caller is about to give back.
+            concurrent.futures.wait([self._future])
+            raise

@@ -24,8 +24,8 @@ from engram_tables.fetch.engines.residency_kernels import (
     fill,
     look_up,
     mark,
-    missed_before,
     n_absent,
+    part,
     refresh_file,
 )
 from engram_tables.fetch.placement import Batch
@@ -137,9 +137,11 @@ class Residency:
     def look_up(self, batch: Batch, items: Items | None = None) -> tuple[int, int]:
         """Correct the map for the pages of a batch's records, or of some: (pages that have gone, pages that have come).
         About a microsecond a record."""
-        n_gone, n_come = look_up(
-            self._addresses(batch, items), self._part_bytes, *self._where, self.pages, self._scratch()
-        )
+        return self.look_up_at(self._addresses(batch, items))
+
+    def look_up_at(self, addresses: NDArray[np.uint64]) -> tuple[int, int]:
+        """As `look_up`, for records at `addresses`, uint64 (parts, n)."""
+        n_gone, n_come = look_up(addresses, self._part_bytes, *self._where, self.pages, self._scratch())
         if n_gone:
             self._n_corrections += 1
             self.is_whole = False
@@ -158,19 +160,18 @@ class Residency:
         """These records have just been read through the page cache."""
         mark(self._addresses(batch, items), self._part_bytes, *self._where, self.pages)
 
-    def missed_before(self, batch: Batch, items: Items) -> NDArray[np.bool_]:
-        """Which of these records, bool (n,), lie in a page out of memory that was missed before; all are remembered.
+    def part(self, addresses: NDArray[np.uint64]) -> tuple[NDArray[np.uint8], int]:
+        """WAITING, MISSING or AGAIN for each record, uint8 (n,), and how many are not in memory; those are remembered.
 
-        What was missed is forgotten after as many misses as half the memory has pages: what comes back later than that
-        would not have stayed.
+        `addresses` is uint64 (parts, n), from `gather.placed`. What was missed is forgotten after as many misses as
+        half the memory has pages: what comes back later than that would not have stayed.
         """
-        self._missed_until_forgotten -= items.size
+        kinds = np.empty(addresses.shape[1], np.uint8)
+        n_missing = int(part(addresses, self._part_bytes, *self._where, self.pages, self._missed, kinds))
+        self._missed_until_forgotten -= n_missing
         if self._missed_until_forgotten < 0:
             self.forget_missed()
-        again = np.empty(items.size, np.bool_)
-        addresses = self._addresses(batch, items)
-        missed_before(addresses, self._part_bytes, *self._where, self.pages, self._missed, again)
-        return again
+        return kinds, n_missing
 
     def forget_missed(self) -> None:
         """From now on no page was missed before."""

@@ -15,6 +15,8 @@ from numba import njit, types
 
 from engram_tables.fetch.kernels import locate
 
+WAITING, MISSING, AGAIN = 0, 1, 2
+"""In memory; out of it; out of it in a page that was missed before."""
 _CACHESTAT = 451
 _ONE = np.uint64(1)
 
@@ -170,30 +172,39 @@ def mark(addresses: Any, part_bytes: Any, region_start: Any, page_bytes: Any, pa
 
 
 @njit(cache=True, nogil=True)
-def missed_before(
-    addresses: Any, part_bytes: Any, region_start: Any, page_bytes: Any, pages: Any, missed: Any, again: Any
-) -> Any:
-    """Set `again`, bool (n,), for records of which a page out of memory was missed before, and set the bits in `missed`
-    of all their pages that are out; returns how many are set again. Other arguments as in `look_up`."""
+def part(
+    addresses: Any, part_bytes: Any, region_start: Any, page_bytes: Any, pages: Any, missed: Any, kinds: Any
+) -> Any:  # fmt: skip
+    """Set `kinds`, uint8 (n,), to WAITING, MISSING or AGAIN, and set the bits in `missed` of all pages that are out;
+    returns how many records are not in memory. Other arguments as in `look_up`.
+
+    A page that two records of the batch share is no second miss: bits are read before any is set.
+    """
     size = np.uint64(page_bytes)
-    n_again = np.int64(0)
+    n_missing = np.int64(0)
     for k in range(addresses.shape[1]):
-        was_missed = np.uint8(0)
-        for part in range(addresses.shape[0]):
-            first = (addresses[part, k] - region_start) // size
-            last = (addresses[part, k] - region_start + part_bytes[part] - _ONE) // size
+        kind = np.uint8(WAITING)
+        for p in range(addresses.shape[0]):
+            first = (addresses[p, k] - region_start) // size
+            last = (addresses[p, k] - region_start + part_bytes[p] - _ONE) // size
             for nth in range(last - first + _ONE):
                 page = first + np.uint64(nth)
                 if _bit(pages, page) == 0:
-                    was_missed |= _bit(missed, page)
-        again[k] = was_missed == 1
-        n_again += np.int64(was_missed)
+                    kind = max(kind, np.uint8(MISSING) + _bit(missed, page))
+        kinds[k] = kind
+        n_missing += np.int64(kind != WAITING)
+    if n_missing:
+        _remember(addresses, part_bytes, region_start, size, pages, missed)
+    return n_missing
+
+
+@njit(cache=True, nogil=True)
+def _remember(addresses: Any, part_bytes: Any, region_start: Any, size: Any, pages: Any, missed: Any) -> None:
     for k in range(addresses.shape[1]):
-        for part in range(addresses.shape[0]):
-            first = (addresses[part, k] - region_start) // size
-            last = (addresses[part, k] - region_start + part_bytes[part] - _ONE) // size
+        for p in range(addresses.shape[0]):
+            first = (addresses[p, k] - region_start) // size
+            last = (addresses[p, k] - region_start + part_bytes[p] - _ONE) // size
             for nth in range(last - first + _ONE):
                 page = first + np.uint64(nth)
                 if _bit(pages, page) == 0:
                     _set_bit(missed, page)
-    return n_again

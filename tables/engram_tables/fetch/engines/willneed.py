@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import mmap
 from concurrent.futures import Future
 
@@ -85,5 +86,10 @@ class _Advised:
     def finish(self) -> None:
         """See `Pending`."""
         if self._advice is not None:
-            self._advice.result()
+            try:
+                self._advice.result()
+            except KeyboardInterrupt:
+                # What is advised is mapped no more once the engine is closed.
+                concurrent.futures.wait([self._advice])
+                raise
         self._engine._copy(*self._wanted)

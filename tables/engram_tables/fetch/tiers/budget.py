@@ -50,14 +50,16 @@ class MemoryTier:
 
     def __post_init__(self) -> None:
         if self.budget_bytes < 1:
-            raise InvalidInput(f"tier: found a budget of {self.budget_bytes} bytes, expected 1 or more")
+            raise InvalidInput(
+                f"tier: found a budget of {self.budget_bytes} bytes, expected 1 or more; leave the tier out"
+            )
         if self.pinned_bytes is not None and not 0 <= self.pinned_bytes <= self.budget_bytes:
             raise InvalidInput(
                 f"tier: found {self.pinned_bytes} bytes for pinned rows, expected 0 to the budget of "
                 f"{self.budget_bytes}; make the budget larger"
             )
         if self.node is not None and self.node < 0:
-            raise InvalidInput(f"tier: found memory node {self.node}, expected 0 or more")
+            raise InvalidInput(f"tier: found memory node {self.node}, expected 0 or more; name one that is here")
 
     @property
     def most_pinned_bytes(self) -> int:

@@ -53,11 +53,13 @@ class HotList:
         cls, layer_ids: ArrayLike, rows: ArrayLike, weights: ArrayLike, *, fingerprint: str | None = None
     ) -> HotList:
         """A list of rows in any order; of equal weights the lower layer id and row come first."""
-        of_layers, of_rows = np.asarray(layer_ids, np.int64), np.asarray(rows, np.int64)
+        of_layers, of_rows = _as_integers("layer ids", layer_ids), _as_integers("rows", rows)
         of_weights = np.asarray(weights, np.float64)
         if not of_layers.shape == of_rows.shape == of_weights.shape or of_rows.ndim != 1:
             shapes = f"{of_layers.shape}, {of_rows.shape} and {of_weights.shape}"
-            raise InvalidInput(f"hot list: found layer ids, rows and weights of shapes {shapes}, expected (n,) each")
+            raise InvalidInput(
+                f"hot list: found layer ids, rows and weights of shapes {shapes}, expected (n,) each; mend them"
+            )
         order = np.lexsort((of_rows, of_layers, -of_weights))
         return cls(layer_ids=of_layers[order], rows=of_rows[order], weights=of_weights[order], fingerprint=fingerprint)
 
@@ -93,6 +95,10 @@ def check(hot: HotList, *, where: str) -> None:
     shapes = hot.layer_ids.shape, hot.rows.shape, hot.weights.shape
     if len(set(shapes)) != 1 or hot.rows.ndim != 1:
         raise InvalidInput(f"{where}: found columns of shapes {shapes}, expected (n,) each; {_MEND}")
+    dtypes = hot.layer_ids.dtype, hot.rows.dtype, hot.weights.dtype
+    if dtypes != (np.dtype(np.int64), np.dtype(np.int64), np.dtype(np.float64)):
+        found = ", ".join(map(str, dtypes))
+        raise InvalidInput(f"{where}: found columns of {found}, expected int64, int64, float64; {_MEND}")
     usable = np.isfinite(hot.weights) & (hot.weights >= 0)
     _refuse(where, ~usable, "weight", hot.weights, "finite numbers of 0 or more")
     _refuse(where, hot.rows < 0, "row", hot.rows, "0 or more")
@@ -162,13 +168,26 @@ def read_hot_list(path: str | Path) -> HotList:
         raise InvalidInput(f"{path}: {error}") from None
 
 
+def _as_integers(what: str, given: ArrayLike) -> NDArray[np.int64]:
+    found = np.asarray(given)
+    is_whole = found.dtype.kind in "iu" or (found.dtype.kind == "f" and bool((np.rint(found) == found).all()))
+    if not is_whole or (found.size and not -(2**63) <= found.max() < 2**63):
+        raise InvalidInput(
+            f"hot list: found {what} of {found.dtype} that are no 64-bit integers, expected such; convert them first"
+        )
+    return found.astype(np.int64)
+
+
 def _check_schema(path: str | Path, schema: Any) -> None:
     named = (schema.metadata or {}).get(_SCHEMA_KEY, b"").decode("ascii", "replace")
     if named != SCHEMA:
         raise InvalidInput(f"{path}: found the schema {named!r}, expected {SCHEMA!r}; is it a hot list?")
     found = {field.name: str(field.type) for field in schema}
-    if found != _COLUMNS:
-        raise InvalidInput(f"{path}: found the columns {found}, expected {_COLUMNS}; {_MEND}")
+    # A name that is there twice counts as one here.
+    if found != _COLUMNS or len(schema) != len(_COLUMNS):
+        listed = ", ".join(f"{field.name} ({field.type})" for field in schema) or "none"
+        wanted = ", ".join(f"{name} ({kind})" for name, kind in _COLUMNS.items())
+        raise InvalidInput(f"{path}: found the columns {listed}, expected {wanted}; {_MEND}")
 
 
 def _refuse(where: str, wrong: NDArray[np.bool_], what: str, found: NDArray[Any], expected: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -32,6 +34,10 @@ class Target(StrEnum):
 
     HOST = "host"
     GPU = "gpu"
+
+
+def _listed(words: Iterable[object]) -> str:
+    return ", ".join(map(str, words)) or "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,11 +120,18 @@ class BenchPlan:
             ("depths", self.depths),
         ):
             if not figures or min(figures) < 1:
-                raise InvalidInput(f"{name}: found {figures}, expected numbers from 1 up")
+                raise InvalidInput(f"{name}: found {_listed(figures)}, expected numbers from 1 up; leave others out")
         if self.repeats < 1:
-            raise InvalidInput(f"repeats: found {self.repeats}, expected 1 or more")
-        if max(self.streams) > 1024 or max(self.depths) > 4096:
-            raise InvalidInput("streams, depths: found more than 1024 or 4096, expected at most so many; ask for fewer")
+            raise InvalidInput(f"repeats: found {self.repeats}, expected 1 or more; ask for at least one batch")
+        for name, seconds in (("seconds", self.seconds), ("batch seconds", self.batch_seconds)):
+            if not 0 <= seconds < math.inf:
+                raise InvalidInput(f"{name}: found {seconds}, expected a finite number from 0 up; name another")
+        for name, figures, most in (("streams", self.streams, 1024), ("depths", self.depths, 4096)):
+            if max(figures) > most:
+                raise InvalidInput(f"{name}: found {max(figures)}, expected {most} at most; ask for fewer")
+        for name, words in (("streams", self.streams), ("sources", self.sources or ())):
+            if len(set(words)) < len(words):
+                raise InvalidInput(f"{name}: found {_listed(words)}, expected each once; it is measured once anyway")
         for source, state, instead in _NEVER:
             if self.state is state and source in (self.sources or ()):
                 raise InvalidInput(f"source {source}, state {state}: found both, expected one of them; {instead}")

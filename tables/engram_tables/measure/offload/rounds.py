@@ -162,11 +162,18 @@ class Case:
                 gate.abort()
 
         threads = [threading.Thread(target=run, args=(stream,)) for stream in range(1, len(drawn))]
-        for thread in threads:
-            thread.start()
-        run(0)
-        for thread in threads:
-            thread.join()
+        try:
+            for thread in threads:
+                thread.start()
+            run(0)
+        except BaseException:
+            # A thread too few, or Ctrl-C: those that wait for the others would wait for ever.
+            gate.abort()
+            raise
+        finally:
+            for thread in threads:
+                if thread.ident is not None:
+                    thread.join()
         errors = [each for each in found if isinstance(each, BaseException)]
         for error in sorted(errors, key=lambda each: isinstance(each, threading.BrokenBarrierError)):
             raise error
