@@ -119,9 +119,9 @@ def test_what_was_missed_before(geometry: str, tmp_path: Path) -> None:
             items = rng.permutation(60)[:40]
             out = [{page for page in pages if not believed[page]} for pages in pages_of(table, 1, rows[items])]
             addresses = np.ascontiguousarray(gather_of(table).placed.addresses(batch_of(table, rows))[:, items])
-            kinds, n_missing = residency.part(addresses)
+            kinds, n_missing, n_again = residency.part(addresses)
             assert kinds.tolist() == [(AGAIN if pages & missed else MISSING) if pages else WAITING for pages in out]
-            assert n_missing == sum(map(bool, out))
+            assert (n_missing, n_again) == (sum(map(bool, out)), np.count_nonzero(kinds == AGAIN))
             missed |= set().union(*out)
         rows = np.arange(60)
         residency.mark(batch_of(table, rows), np.arange(0, 60, 2))
@@ -129,7 +129,7 @@ def test_what_was_missed_before(geometry: str, tmp_path: Path) -> None:
             believed[list(pages)] = True
         assert np.array_equal(bits(residency.pages, n_pages), believed)
         residency.forget_missed()
-        kinds, _ = residency.part(gather_of(table).placed.addresses(batch_of(table, rows)))
+        kinds, _, _ = residency.part(gather_of(table).placed.addresses(batch_of(table, rows)))
         assert AGAIN not in kinds
 
 

@@ -3,6 +3,7 @@ averages."""
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -68,7 +69,8 @@ def interleave(
     warm_ups: int = 1,
     progress: Callable[[], object] | None = None,
 ) -> dict[str, Samples]:
-    """Run every case once a round, so that a slow minute of the machine falls on all of them.
+    """Run every case once a round, so that a slow minute of the machine falls on all of them; in an order of its own each
+    round, so that none always finds what the same other left in the processor's caches.
 
     Rounds go on until there are `repeats` and each case has been given `seconds` of timed work, but never
     beyond
@@ -81,10 +83,13 @@ def interleave(
             case.run(case.prepare())
     budget_ns = seconds * 1e9 * len(cases)
     spent_ns = 0
+    shuffle = random.Random(0)
     for done in range(most):
         if done >= repeats and spent_ns >= budget_ns:
             break
-        for name, case in cases.items():
+        order = list(cases.items())
+        shuffle.shuffle(order)
+        for name, case in order:
             prepared = case.prepare()
             cpu, start = time.process_time_ns(), time.perf_counter_ns()
             case.run(prepared)

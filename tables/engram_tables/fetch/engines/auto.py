@@ -27,8 +27,8 @@ _WHERE_UNKNOWN = "pread"
 # One record in so many that are believed in memory is looked up before it is copied, and no more than 32 of a batch:
 # at a microsecond each that costs 2 % of a warm batch (2-core VM, 2026-11).
 ROWS_A_CHECK = 2048
-# A record that is read costs as much as ten such looks.
-_MISSED_A_CHECK = 64
+# A look at a missing record costs as much as reading two: in so many it is 2 %.
+_MISSED_A_CHECK = 128
 _MOST_CHECKED = 32
 # Up to so many records one thread sorts before any is copied, which costs less than to look block by block.
 _MOST_AT_ONCE = 8192
@@ -39,7 +39,7 @@ class AutoEngine(Engine):
     """Rows in memory are gathered while the missing ones are in flight.
 
     Where the rows are is an estimate (`Residency`): a map of the pages in memory, renewed in the background. Of the
-    rows believed in memory about one in `ROWS_A_CHECK` is looked up before the copy; of those believed out one in 64.
+    rows believed in memory about one in `ROWS_A_CHECK` is looked up before the copy; of those believed out one in 128.
     When a look contradicts the map, the whole batch is looked up, and a refresh is asked for. A wrong estimate costs
     time and never a byte.
 
@@ -97,38 +97,38 @@ class AutoEngine(Engine):
         if residency.is_whole:
             gather.read(batch, out, threads, items)
             return DONE
-        missing, again, waiting = self._sort(batch, out, threads, items)
-        flights = _Flights()
-        if missing.size + again.size:
-            self._read_missing(flights, batch, out, threads, missing, again)
+        flights, waiting = _Flights(), _NONE
+        if items is None and batch.rows.size > _MOST_AT_ONCE:
+            items, waiting = gather.copy_resident(batch, out, residency.pages, threads)
+        if items is None or items.size:
+            more = self._begin_missing(flights, batch, out, threads, items)
+            waiting = np.concatenate((waiting, more)) if waiting.size else more
         if waiting.size:
             flights.attempt(lambda: gather.read(batch, out, threads, waiting))
         return flights
 
-    def _sort(
-        self, batch: Batch, out: NDArray[np.uint8], threads: int | None, items: Items | None
-    ) -> tuple[Items, Items, Items]:
-        """Records out of memory, those of them in pages missed before, and records in memory; of a large batch those
-        in memory may have been copied already, and are in none of the three."""
+    def _begin_missing(
+        self, flights: _Flights, batch: Batch, out: NDArray[np.uint8], threads: int | None, items: Items | None
+    ) -> Items:
+        """Begin to read what is out of memory among some records, or all; gives those that are in memory."""
         gather, residency = self._made[self.name]
-        if items is None and batch.rows.size > _MOST_AT_ONCE:
-            items, waiting = gather.copy_resident(batch, out, residency.pages, threads)
-            if not items.size:
-                return items, items, waiting
-        else:
-            waiting = _NONE
         addresses = gather.placed.addresses(batch)
         if items is not None:
             addresses = np.ascontiguousarray(addresses[:, items])
-        kinds, n_missing = residency.part(addresses)
+        kinds, n_missing, n_again = residency.part(addresses)
         if n_missing and self._is_outdated(addresses, kinds, n_missing, residency):
-            kinds, n_missing = residency.part(addresses)
+            kinds, n_missing, _ = residency.part(addresses)
             # The second look is no second miss.
-            kinds[kinds == AGAIN] = MISSING
-        missing, again, more = (np.flatnonzero(kinds == kind) for kind in (MISSING, AGAIN, WAITING))
+            kinds[kinds == AGAIN], n_again = MISSING, 0
+        if n_missing == kinds.size and not n_again:
+            self._read_missing(flights, batch, out, threads, items, _NONE)
+            return _NONE
+        missing, again, waiting = (np.flatnonzero(kinds == kind) for kind in (MISSING, AGAIN, WAITING))
         if items is not None:
-            missing, again, more = items[missing], items[again], items[more]
-        return missing, again, np.concatenate((waiting, more)) if waiting.size else more
+            missing, again, waiting = items[missing], items[again], items[waiting]
+        if n_missing:
+            self._read_missing(flights, batch, out, threads, missing, again)
+        return waiting
 
     def _open(self) -> tuple[GatherEngine, Residency] | None:
         """The mapping and what is in memory of it; None where files cannot be mapped."""
@@ -194,19 +194,20 @@ class AutoEngine(Engine):
         return n_come > 0
 
     def _read_missing(
-        self, flights: _Flights, batch: Batch, out: NDArray[np.uint8], threads: int | None, missing: Items, again: Items
-    ) -> None:
-        """Begin to read the missing records, those of `again` so that they are in memory afterwards."""
+        self, flights: _Flights, batch: Batch, out: NDArray[np.uint8], threads: int | None, missing: Items | None,
+        again: Items,
+    ) -> None:  # fmt: skip
+        """Begin to read records, all where `missing` is None; those of `again` so that they are in memory then."""
         _, residency = self._made[self.name]
         reader = self._engine_for_missing()
         if reader.name in _FILLING:
-            kept = np.concatenate((missing, again))
+            kept = None if missing is None else np.concatenate((missing, again))
             flights.begin(reader, batch, out, threads, kept)
         else:
             kept = again
             flights.begin(reader, batch, out, threads, missing)
             flights.begin(self._engine_of(_KEEPING), batch, out, threads, again)
-        if kept.size:
+        if kept is None or kept.size:
             flights.landed = lambda: residency.mark(batch, kept)
 
     def close(self) -> None:
@@ -238,9 +239,11 @@ class _Flights:
         self._under_way: list[Pending] = []
         self.landed: Callable[[], object] | None = None
 
-    def begin(self, engine: Engine, batch: Batch, out: NDArray[np.uint8], threads: int | None, items: Items) -> None:
+    def begin(
+        self, engine: Engine, batch: Batch, out: NDArray[np.uint8], threads: int | None, items: Items | None
+    ) -> None:
         """Begin one more."""
-        if items.size:
+        if items is None or items.size:
             self.attempt(lambda: self._under_way.append(engine.begin(batch, out, threads, items)))
 
     def attempt(self, function: Callable[[], object]) -> None:

@@ -156,22 +156,23 @@ class Residency:
         )
         return int(n) > 0
 
-    def mark(self, batch: Batch, items: Items) -> None:
+    def mark(self, batch: Batch, items: Items | None) -> None:
         """These records have just been read through the page cache."""
         mark(self._addresses(batch, items), self._part_bytes, *self._where, self.pages)
 
-    def part(self, addresses: NDArray[np.uint64]) -> tuple[NDArray[np.uint8], int]:
-        """WAITING, MISSING or AGAIN for each record, uint8 (n,), and how many are not in memory; those are remembered.
+    def part(self, addresses: NDArray[np.uint64]) -> tuple[NDArray[np.uint8], int, int]:
+        """WAITING, MISSING or AGAIN for each record, uint8 (n,), how many are not in memory, and how many of those are
+        AGAIN; all that are out are remembered.
 
         `addresses` is uint64 (parts, n), from `gather.placed`. What was missed is forgotten after as many misses as
         half the memory has pages: what comes back later than that would not have stayed.
         """
         kinds = np.empty(addresses.shape[1], np.uint8)
-        n_missing = int(part(addresses, self._part_bytes, *self._where, self.pages, self._missed, kinds))
+        n_missing, n_again = part(addresses, self._part_bytes, *self._where, self.pages, self._missed, kinds)
         self._missed_until_forgotten -= n_missing
         if self._missed_until_forgotten < 0:
             self.forget_missed()
-        return kinds, n_missing
+        return kinds, int(n_missing), int(n_again)
 
     def forget_missed(self) -> None:
         """From now on no page was missed before."""

@@ -176,12 +176,12 @@ def part(
     addresses: Any, part_bytes: Any, region_start: Any, page_bytes: Any, pages: Any, missed: Any, kinds: Any
 ) -> Any:  # fmt: skip
     """Set `kinds`, uint8 (n,), to WAITING, MISSING or AGAIN, and set the bits in `missed` of all pages that are out;
-    returns how many records are not in memory. Other arguments as in `look_up`.
+    returns how many records are not in memory, and how many of those are AGAIN. Other arguments as in `look_up`.
 
     A page that two records of the batch share is no second miss: bits are read before any is set.
     """
     size = np.uint64(page_bytes)
-    n_missing = np.int64(0)
+    n_missing, n_again = np.int64(0), np.int64(0)
     for k in range(addresses.shape[1]):
         kind = np.uint8(WAITING)
         for p in range(addresses.shape[0]):
@@ -193,9 +193,10 @@ def part(
                     kind = max(kind, np.uint8(MISSING) + _bit(missed, page))
         kinds[k] = kind
         n_missing += np.int64(kind != WAITING)
+        n_again += np.int64(kind == AGAIN)
     if n_missing:
         _remember(addresses, part_bytes, region_start, size, pages, missed)
-    return n_missing
+    return n_missing, n_again
 
 
 @njit(cache=True, nogil=True)
