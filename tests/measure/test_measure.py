@@ -69,9 +69,14 @@ def test_cases_take_turns_and_preparation_is_not_timed() -> None:
             prepare=lambda: order.append(f"prepare {name}") or name, run=lambda given: order.append(f"run {given}")
         )
 
-    found = interleave({"a": case("a"), "b": case("b")}, repeats=3, warm_ups=1)
-    assert order == ["prepare a", "run a", "prepare b", "run b"] * 4
-    assert {name: len(samples.elapsed_ns) for name, samples in found.items()} == {"a": 3, "b": 3}
+    found = interleave({"a": case("a"), "b": case("b")}, repeats=9, warm_ups=1)
+    rounds = {tuple(order[k : k + 4]) for k in range(0, len(order), 4)}
+    assert len(order) == 40
+    # Each round has all cases, and not always in the same order.
+    assert rounds == {
+        ("prepare a", "run a", "prepare b", "run b"), ("prepare b", "run b", "prepare a", "run a")
+    }  # fmt: skip
+    assert {name: len(samples.elapsed_ns) for name, samples in found.items()} == {"a": 9, "b": 9}
     assert set(found["a"].summary()) >= {"median_ns", "mad_ns", "min_ns", "max_ns", "n", "p99_ns", "samples_ns"}
 
 

@@ -69,8 +69,9 @@ def interleave(
     warm_ups: int = 1,
     progress: Callable[[], object] | None = None,
 ) -> dict[str, Samples]:
-    """Run every case once a round, so that a slow minute of the machine falls on all of them; in an order of its own each
-    round, so that none always finds what the same other left in the processor's caches.
+    """Run every case once a round, so that a slow minute of the machine falls on all of them.
+
+    Each round has an order of its own, so that none always finds what the same other left in the processor's caches.
 
     Rounds go on until there are `repeats` and each case has been given `seconds` of timed work, but never
     beyond
