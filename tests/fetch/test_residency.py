@@ -133,6 +133,29 @@ def test_what_was_missed_before(geometry: str, tmp_path: Path) -> None:
         assert AGAIN not in kinds
 
 
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_pages_that_are_out_are_fetched_and_believed_in(geometry: str, tmp_path: Path) -> None:
+    with make_files(tmp_path, **GEOMETRIES[geometry]) as table:
+        residency = Residency(table.stored, gather_of(table))
+        cold(table)
+        residency.refresh()
+        rows = np.arange(0, table.stored.owned(1)[0][1], 7)
+        addresses = gather_of(table).placed.addresses(batch_of(table, rows))
+        kinds, _, _ = residency.part(addresses)
+        kinds[::2] = WAITING
+        before = bits(residency.pages, gather_of(table).n_pages)
+        asked = sorted(set().union(*pages_of(table, 1, rows[1::2])))
+        residency.fetch_pages(addresses, kinds)
+        after = bits(residency.pages, gather_of(table).n_pages)
+        assert after[asked].all()
+        before[asked] = True
+        assert np.array_equal(after, before)
+        # The copy waits for what has not come; what was asked for is in memory then.
+        table.fetch_rows(1, rows[1::2], engine="gather")
+        residency.refresh()
+        assert bits(residency.pages, gather_of(table).n_pages)[asked].all()
+
+
 @pytest.mark.parametrize("n_layers", [1, 2])
 def test_samples_contradict_the_map_only_where_it_is_wrong(n_layers: int, tmp_path: Path) -> None:
     with make_table(tmp_path, n_rows=(900,) * n_layers, row_bytes=ROW_BYTES, n_columns=4) as table:

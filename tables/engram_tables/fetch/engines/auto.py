@@ -32,6 +32,10 @@ _MISSED_A_CHECK = 128
 _MOST_CHECKED = 32
 # Up to so many records one thread sorts before any is copied, which costs less than to look block by block.
 _MOST_AT_ONCE = 8192
+# So few missing records of a batch that is in memory for the most part are asked for in one compiled call and copied
+# with the others, since everything more would last longer than their reading. What else such a caller reads is in
+# memory, so they are kept there too.
+_FEW_MISSING = 64
 _NONE = np.empty(0, np.int64)
 
 
@@ -45,8 +49,8 @@ class AutoEngine(Engine):
 
     Missing rows are read past the page cache, by the first engine of `READ_ORDER` that reads. Those in a page that was
     missed before are read into memory instead (`willneed`), so that what is used again becomes warm, and a scan leaves
-    memory as it is. Where files cannot be mapped, or the system does not say what is in memory, `pread` reads
-    everything.
+    memory as it is; so are the few that a batch misses which is in memory for the most part. Where files cannot be
+    mapped, or the system does not say what is in memory, `pread` reads everything.
 
     `engine_of` gives the table's engines by name; they are the table's to close.
 
@@ -87,7 +91,7 @@ class AutoEngine(Engine):
         self._begin(batch, out, threads, items).finish()
 
     def _begin(self, batch: Batch, out: NDArray[np.uint8], threads: int | None, items: Items | None) -> Pending:
-        """The missing rows are in flight and the others copied when it returns."""
+        """The missing rows are in flight when it returns; the others are copied, but for batches that miss a few."""
         made = self._open()
         if made is None or not made[1].is_answered:
             return self._engine_of(_WHERE_UNKNOWN).begin(batch, out, threads, items)
@@ -97,12 +101,13 @@ class AutoEngine(Engine):
         if residency.is_whole:
             gather.read(batch, out, threads, items)
             return DONE
-        flights, waiting = _Flights(), _NONE
+        flights = _Flights()
         if items is None and batch.rows.size > _MOST_AT_ONCE:
-            items, waiting = gather.copy_resident(batch, out, residency.pages, threads)
-        if items is None or items.size:
-            more = self._begin_missing(flights, batch, out, threads, items)
-            waiting = np.concatenate((waiting, more)) if waiting.size else more
+            missing, resident = gather.copy_resident(batch, out, residency.pages, threads)
+            come = self._begin_missing(flights, batch, out, threads, missing) if missing.size else missing
+            waiting = np.concatenate((resident, come))
+        else:
+            waiting = self._begin_missing(flights, batch, out, threads, items)
         if waiting.size:
             flights.attempt(lambda: gather.read(batch, out, threads, waiting))
         return flights
@@ -122,6 +127,10 @@ class AutoEngine(Engine):
             kinds[kinds == AGAIN], n_again = MISSING, 0
         if n_missing == kinds.size and not n_again:
             self._read_missing(flights, batch, out, threads, items, _NONE)
+            return _NONE
+        if n_missing <= _FEW_MISSING and 3 * n_missing <= 2 * kinds.size:
+            residency.fetch_pages(addresses, kinds)
+            flights.landed = lambda: gather.read(batch, out, threads, items)
             return _NONE
         missing, again, waiting = (np.flatnonzero(kinds == kind) for kind in (MISSING, AGAIN, WAITING))
         if items is not None:

@@ -21,6 +21,7 @@ from engram_tables.fetch.engines.copying import GatherEngine
 from engram_tables.fetch.engines.engine import Items
 from engram_tables.fetch.engines.residency_kernels import (
     cached_pages,
+    fetch_pages,
     fill,
     look_up,
     mark,
@@ -173,6 +174,11 @@ class Residency:
         if self._missed_until_forgotten < 0:
             self.forget_missed()
         return kinds, int(n_missing), int(n_again)
+
+    def fetch_pages(self, addresses: NDArray[np.uint64], kinds: NDArray[np.uint8]) -> None:
+        """Have the system read the pages of the records that are not in memory, as `part` sorted them, without waiting:
+        a copy waits where one has not come. They are believed in memory from now on."""
+        fetch_pages(addresses, self._part_bytes, *self._where, self.pages, kinds)
 
     def forget_missed(self) -> None:
         """From now on no page was missed before."""

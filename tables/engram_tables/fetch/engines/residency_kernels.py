@@ -18,9 +18,11 @@ from engram_tables.fetch.kernels import locate
 WAITING, MISSING, AGAIN = 0, 1, 2
 """In memory; out of it; out of it in a page that was missed before."""
 _CACHESTAT = 451
+_WILLNEED = 3
 _ONE = np.uint64(1)
 
 _external: Any = types.ExternalFunction
+_madvise = _external("madvise", types.int32(types.uint64, types.uint64, types.int32))
 _mincore = _external("mincore", types.int32(types.uint64, types.uint64, types.uint64))
 _syscall = _external("syscall", types.int64(types.int64, types.int64, types.uint64, types.uint64, types.uint64))
 _HAS_CACHESTAT = sys.platform.startswith("linux")
@@ -197,6 +199,25 @@ def part(
     if n_missing:
         _remember(addresses, part_bytes, region_start, size, pages, missed)
     return n_missing, n_again
+
+
+@njit(cache=True, nogil=True)
+def fetch_pages(
+    addresses: Any, part_bytes: Any, region_start: Any, page_bytes: Any, pages: Any, kinds: Any
+) -> None:  # fmt: skip
+    """madvise WILLNEED for the pages of records that are not WAITING, and set their bits. Arguments as in `part`."""
+    size = np.uint64(page_bytes)
+    for k in range(addresses.shape[1]):
+        if kinds[k] == WAITING:
+            continue
+        for p in range(addresses.shape[0]):
+            first = (addresses[p, k] - region_start) // size
+            last = (addresses[p, k] - region_start + part_bytes[p] - _ONE) // size
+            for nth in range(last - first + _ONE):
+                page = first + np.uint64(nth)
+                if _bit(pages, page) == 0:
+                    _madvise(region_start + page * size, size, np.int32(_WILLNEED))
+                    _set_bit(pages, page)
 
 
 @njit(cache=True, nogil=True)
