@@ -29,7 +29,8 @@ step build-table --spec "$out/spec.json" --vocab "$out/v4.vocab.parquet" --init 
     --layout page -o "$out/table" --force
 step verify "$out/table"
 step inspect ngram "$out/table" 'import numpy as' --counts "$out/counts" --last --orders 3
-step bench-offload "$out/table" --corpus "$sources" --glob '*.py' --exclude '*-packages' --record "$out/bench.json" --force
+step bench-offload "$out/table" --corpus "$sources" --glob '*.py' --exclude '*-packages' --tokens 1,512 \
+    --seconds 0.2 --record "$out/bench.json" --force
 step export "$out/table" --to deepseek -o "$out/checkpoint" --force
 step inspect header "$out/checkpoint" --spec "$out/spec.json" --row 1:1000000
 step build-table --from "$out/checkpoint" --spec "$out/spec.json" --layout packed -o "$out/imported" --force
