@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import mmap
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engram_tables.address.spec import AddressSpec
-from engram_tables.errors import InvalidInput
+from engram_tables.errors import IncompleteTable, InvalidInput
 from engram_tables.storage.codecs.codec import Codec
 from engram_tables.storage.extents import Extent, Part, Ranges, ranges_of
 
@@ -25,6 +26,19 @@ class RowFile:
     path: Path
     file_bytes: int
     fd: int
+
+    def read_into(self, offset: int, out: Any) -> None:
+        """Fill `out`, uint8 (n,), with the file's bytes from `offset` on; `IncompleteTable` if it ends before."""
+        done = 0
+        while done < len(out):
+            got = os.preadv(self.fd, [out[done:]], offset + done)
+            if got == 0:
+                raise IncompleteTable(
+                    f"{self.path}: ends at byte {offset + done}, expected {self.file_bytes}; it was cut after the "
+                    "table was opened, copy it again",
+                    path=str(self.path),
+                )
+            done += got
 
 
 class Spots(NamedTuple):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import mmap
-import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_tables.errors import IncompleteTable
 from engram_tables.fetch.engines.engine import Engine, Items
 from engram_tables.fetch.engines.file_region import FileRegion
 from engram_tables.fetch.engines.read_kernels import count_resident
@@ -18,7 +16,7 @@ from engram_tables.fetch.kernels import PREFETCH_DISTANCE, Placement, copy_kerne
 from engram_tables.fetch.placement import Batch, Placed, Placements
 from engram_tables.fetch.warm import WarmPath
 from engram_tables.memory import anonymous_bytes
-from engram_tables.storage.row_files import RowFile, RowFiles
+from engram_tables.storage.row_files import RowFiles
 from engram_tables.threads import resolve_threads, run_all, run_slices
 from engram_tables.units import PAGE_BYTES
 
@@ -171,7 +169,7 @@ class MemoryEngine(CopyEngine):
                 stretch = block[start + done : start + min(done + _FILL_BYTES, n_bytes)]
                 reads.append((file, extent.offset + done, stretch))
         # Touching fresh memory costs as much as reading: both are shared out.
-        run_all(lambda read: _read_range(*read), reads, threads=max(resolve_threads(threads), _FILL_THREADS))
+        run_all(lambda read: read[0].read_into(*read[1:]), reads, threads=max(resolve_threads(threads), _FILL_THREADS))
         self.blocks = [block]
         bases = np.uint64(block.ctypes.data) + starts[:-1].astype(np.uint64)
         super().__init__(table, places, Placed(places, bases))
@@ -224,16 +222,3 @@ class GatherEngine(CopyEngine):
 
     def _release(self) -> None:
         self.region.close()
-
-
-def _read_range(file: RowFile, offset: int, stretch: Any) -> None:
-    done = 0
-    while done < len(stretch):
-        got = os.preadv(file.fd, [stretch[done:]], offset + done)
-        if got == 0:
-            raise IncompleteTable(
-                f"{file.path}: ends at byte {offset + done}, expected {file.file_bytes}; it was cut after "
-                "the table was opened, copy it again",
-                path=str(file.path),
-            )
-        done += got

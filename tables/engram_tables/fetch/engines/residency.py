@@ -33,6 +33,7 @@ from engram_tables.fetch.placement import Batch
 from engram_tables.storage.row_files import RowFile, RowFiles
 from engram_tables.threads import in_background
 
+_KNOWS_EFFECTIVE_IDS = os.access in os.supports_effective_ids
 _CHUNK_PAGES = 1 << 14
 # Up to 256 MiB are looked up on the spot: 4 ms at worst, at about 55 ns a page (2-core VM, 2026-11).
 _PAGES_ON_THE_SPOT = 1 << 16
@@ -211,10 +212,8 @@ def _is_answered(file: RowFile) -> bool:
     owner = os.fstat(file.fd).st_uid
     if os.geteuid() in (0, owner):
         return True
-    try:
-        return os.access(f"/proc/self/fd/{file.fd}", os.W_OK, effective_ids=True)
-    except (NotImplementedError, OSError):
-        return False
+    path = f"/proc/self/fd/{file.fd}"
+    return _KNOWS_EFFECTIVE_IDS and os.access(path, os.W_OK, effective_ids=True)
 
 
 def _memory_pages() -> int:

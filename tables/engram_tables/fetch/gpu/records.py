@@ -5,22 +5,21 @@ Records stand at a stride that is a multiple of 16 bytes, since a kernel loads 1
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engram_tables.address.spec import AddressSpec
-from engram_tables.errors import IncompleteTable, InvalidInput, SpecMismatch
+from engram_tables.errors import InvalidInput, SpecMismatch
 from engram_tables.fetch.gpu.host_memory import HostMemory
 from engram_tables.fetch.gpu.position_kernels import RangeArrays, place_rows
 from engram_tables.storage.codecs.codec import Codec
 from engram_tables.storage.extents import Extent, Part, Ranges
-from engram_tables.storage.row_files import RowFile, RowFiles
+from engram_tables.storage.row_files import RowFiles
 from engram_tables.threads import resolve_threads, run_all
 
 STRIDE_UNIT_BYTES = 16
@@ -251,7 +250,7 @@ def _read_extent(stored: RowFiles, extent: Extent, piece: Span, target: NDArray[
         n_rows = min(len(scratch) // part.cell_bytes * part.cell_rows - in_cell, stop - row)
         begin = part.offset(row - extent.first_row)
         n_bytes = part.offset(row - extent.first_row + n_rows - 1) + part.n_bytes - begin
-        _read(file, extent.offset + begin, scratch[:n_bytes])
+        file.read_into(extent.offset + begin, scratch[:n_bytes])
         _place(scratch, part, in_cell, target[row - piece.start : row - piece.start + n_rows, columns])
         row += n_rows
 
@@ -268,19 +267,6 @@ def _place(scratch: NDArray[np.uint8], part: Part, in_cell: int, out: NDArray[np
         target = out[done + nth :: part.cell_rows]
         first = scratch[begin + nth * part.n_bytes :]
         target[:] = np.lib.stride_tricks.as_strided(first, target.shape, (part.cell_bytes, 1), writeable=False)
-
-
-def _read(file: RowFile, offset: int, out: Any) -> None:
-    done = 0
-    while done < len(out):
-        got = os.preadv(file.fd, [out[done:]], offset + done)
-        if got == 0:
-            raise IncompleteTable(
-                f"{file.path}: ends at byte {offset + done}, expected {file.file_bytes}; it was cut after the table "
-                "was opened, copy it again",
-                path=str(file.path),
-            )
-        done += got
 
 
 def _merged(ranges: Sequence[tuple[int, int]]) -> Ranges:
