@@ -14,7 +14,8 @@ a slow reading:
    and EngramDB on the same rows in four files of its own, in turn. Timed: `Table.fetch_rows` of 65,536 uniform rows
    into a buffer that has been written before. Files are evicted before each batch of what reads through the page
    cache, and what was left in memory is in the record.
-3. The time of a batch of 48 rows, beside one thread that reads them from a mapping advised MADV_RANDOM.
+3. The time of a batch of 48 rows, beside one thread that reads them from a mapping advised MADV_RANDOM: in runs of
+   batches that follow each other at once, and after pauses of 10 ms, as a decode loop makes them.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each fio run")
     parser.add_argument("--directory", type=Path, default=Path.cwd(), help="where files are made; a disk, no tmpfs")
-    parser.add_argument("--tokens", type=int, default=200, help="batches of 48 rows")
+    parser.add_argument("--tokens", type=int, default=200, help="batches of 48 rows, of each kind")
     parser.add_argument("--record", type=Path)
     options = parser.parse_args(arguments)
     spec = one_layer(options.size // ROW_BYTES // SHARDS * SHARDS)
@@ -77,12 +78,12 @@ def main(arguments: list[str] | None = None) -> int:
         for table in tables.values():
             stack.enter_context(table)
         record: dict[str, Any] = {
-            "schema": "engram.benchmark-cold/3",
+            "schema": "engram.benchmark-cold/4",
             "command": command_line(),
             "environment": describe(checkpoint),
             "layouts": count_pages(tables, options),
             "speed": measure_speed(tables["packed"], Path(scratch), options),
-            "latency": measure_latency(tables["packed"], Path(scratch), options),
+            "latency": measure_latency(tables["packed"], options),
         }
     show(record)
     if options.record is not None:

@@ -1,5 +1,5 @@
-"""How fast cold rows come, for `benchmarks.cold`: each engine beside fio, another project's store, and one thread's
-mapping, in turn, on a packed table in four shards.
+"""How fast cold rows come, for `benchmarks.cold`: each engine beside fio and another project's store, in turn, on a
+packed table in four shards; `cold_latency` has the small batches.
 
 Owns what is compared and the bars; the tables are the caller's. Rows are drawn anew for every batch, uniformly: a
 bound, since real text asks for some rows again. The smaller the table, the better fares what reads ahead through the
@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import cold_latency
 from engram_tables.errors import BackendUnavailable
 from engram_tables.fetch.reference import read_rows
 from engram_tables.fetch.table import Table
@@ -29,17 +30,14 @@ from engram_tables.measure.timing import Case, Samples, interleave
 from engram_tables.units import PAGE_BYTES
 
 BATCH_ROWS = 65_536
-TOKEN_ROWS = 48
 SHARDS = 4
 FIO_DEPTH = 64
 FIO = "fio"
 PEER = "engramdb"
 PEER_VERSION = "0.3.0"
-# One thread that faults in one page at a time: the engine gather, asked for one thread.
-MAPPING = "mapping, one thread"
 ENGINES = ("uring", "aio", "direct", "willneed", "pread")
 # Those that leave what they read in the page cache, which is emptied before each of their batches.
-CACHED = ("willneed", "pread", MAPPING, PEER)
+CACHED = ("willneed", "pread", PEER)
 _CHECKED_ROWS = 4096
 _COPY_BYTES = 64 << 20
 
@@ -61,7 +59,7 @@ def measure_speed(table: Table, scratch: Path, options: Any) -> dict[str, Any]:
     cases = {FIO: Case(prepare=lambda: fio.append(run_fio(paths, options.seconds)), run=lambda _: None)}
     own_bytes: dict[str, list[int]] = {name: [] for name in runs}
     for name, run in runs.items():
-        prepare = partial(_draw, name, rng, table, scratch, left, BATCH_ROWS)
+        prepare = partial(_draw, name, rng, table, scratch, left)
         cases[name] = Case(prepare=prepare, run=partial(_counted, run, own_bytes[name]))
     samples = interleave(cases, repeats=options.repeats, warm_ups=1)
     figures = {name: _figures(samples[name], left[name], own_bytes[name][1:]) for name in runs}
@@ -79,36 +77,15 @@ def measure_speed(table: Table, scratch: Path, options: Any) -> dict[str, Any]:
     }
 
 
-def measure_latency(table: Table, scratch: Path, options: Any) -> dict[str, Any]:
-    """Time of a batch of 48 rows, which is one token of V4.1."""
-    rng = np.random.default_rng()
-    runs, waived, wrong = _engines(table, ("uring", "aio", "direct", "willneed"), rng)
+def measure_latency(table: Table, options: Any) -> dict[str, Any]:
+    """Time of a batch of 48 rows, which is one token of V4.1; see `cold_latency`."""
+    runs, waived, wrong = _engines(table, cold_latency.ENGINES, np.random.default_rng())
     if wrong or not runs:
         return {"status": "mismatch" if wrong else "waived", "reason": wrong or str(waived)}
-    out = np.full((TOKEN_ROWS, table.row_bytes), 1, np.uint8)
-    runs[MAPPING] = lambda rows: table.fetch_rows(0, rows, out, engine="gather", threads=1)
-    left: dict[str, list[int]] = {name: [] for name in runs}
-    cases = {
-        name: Case(prepare=partial(_draw, name, rng, table, scratch, left, TOKEN_ROWS), run=run)
-        for name, run in runs.items()
-    }
-    samples = interleave(cases, repeats=options.tokens, warm_ups=5)
-    engines = {
-        name: {
-            "p50_us": found.median_ns / 1e3,
-            "p99_us": found.summary()["p99_ns"] / 1e3,
-            "cpu_us_per_row": sum(found.cpu_ns) / len(found.cpu_ns) / TOKEN_ROWS / 1e3,
-            "resident_bytes_before": max(left[name], default=None),
-            "samples_ns": found.elapsed_ns,
-        }
-        for name, found in samples.items()
-    }
-    best = min((name for name in engines if name != MAPPING), key=lambda name: float(engines[name]["p50_us"]))
-    share = float(engines[best]["p50_us"]) / float(engines[MAPPING]["p50_us"])
-    bar = _bar(f"p50 of a token's rows, {best} against one thread's mapping", share, most=1 / 3)
+    timed = cold_latency.latency_runs(table, tuple(runs))
     return {
-        "status": "measured", "rows": "uniform", "rows_per_batch": TOKEN_ROWS, "engines": engines,
-        "waived_engines": waived, "bars": [bar],
+        "status": "measured", "rows": "uniform", "rows_per_batch": cold_latency.TOKEN_ROWS,
+        **cold_latency.time_small_batches(table, timed, options.tokens), "waived_engines": waived,
     }  # fmt: skip
 
 
@@ -136,14 +113,12 @@ def _engines(
     return runs, waived, None
 
 
-def _draw(
-    name: str, rng: np.random.Generator, table: Table, scratch: Path, left: dict[str, list[int]], n_batch: int
-) -> Any:
+def _draw(name: str, rng: np.random.Generator, table: Table, scratch: Path, left: dict[str, list[int]]) -> Any:
     """Rows of the next batch, after the page cache was emptied of what an engine may find there."""
     if name in CACHED:
         of_peer = sorted((scratch / PEER).iterdir()) if name == PEER else None
         left[name].append(evict(of_peer or [file.path for file in table.stored.files]))
-    rows = rng.integers(0, table.spec.n_rows, n_batch)
+    rows = rng.integers(0, table.spec.n_rows, BATCH_ROWS)
     return rows.tolist() if name == PEER else rows
 
 
@@ -296,12 +271,7 @@ def show_speed(speed: dict[str, Any], latency: dict[str, Any]) -> None:
     if latency["status"] != "measured":
         print(f"a token's rows: {latency['status']}: {latency['reason']}")
     else:
-        print(f"{TOKEN_ROWS} uniform rows a batch")
-        for name, found in latency["engines"].items():
-            print(
-                f"  {name:30} p50 {found['p50_us']:7,.0f} µs, p99 {found['p99_us']:7,.0f} µs, "
-                f"{found['cpu_us_per_row']:5.1f} µs of CPU a row"
-            )
+        cold_latency.show_latency(latency)
     for part in (speed, latency):
         for name, why in part.get("waived_engines", {}).items():
             print(f"  without {name}: {why}")

@@ -19,6 +19,7 @@ from engram_tables.fetch.engines.queue_kernels import (
     Ring,
     Slots,
     Work,
+    group_reads,
     hand_over,
     queue_block,
     queue_entry,
@@ -26,7 +27,6 @@ from engram_tables.fetch.engines.queue_kernels import (
     reap_ring,
     take,
 )
-from engram_tables.fetch.engines.read_kernels import group_reads
 from engram_tables.memory import aligned_bytes
 
 UNIT = 512

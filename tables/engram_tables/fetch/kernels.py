@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import carray, njit, types  # type: ignore[attr-defined]
+from numba import carray, cfunc, njit, types  # type: ignore[attr-defined]
 from numpy.typing import NDArray
 
 from engram_tables.memory import (
@@ -28,6 +28,8 @@ PREFETCH_DISTANCE = 16
 _WRITE_AHEAD_BYTES = 1024
 _LONGEST_MOVE_BYTES = 1024
 _BLOCK = 1024
+# Records located at a time between copies: so few that the memory stays busy with those that were asked for.
+_STRETCH = 64
 _RING_MASK = np.int64(2 * _BLOCK - 1)
 
 # What `fetch_kernel` answers. Everything but DONE means that no byte was written.
@@ -38,11 +40,18 @@ SHUT = 1 << 40
 # Words of a plan, see `WarmPath`. Those that change as rows are fetched have a cache line to themselves.
 BUDGET, UNTIL_CHECK, CHECKED, CONTRADICTIONS = 0, 1, 2, 3
 GATE, ROWS_A_CHECK, MOST_ROWS, N_LAYERS, N_COLUMNS, N_EXTENTS, IS_WHOLE = 8, 9, 10, 11, 12, 13, 14
-CELL_ROWS, CELL_BYTES, PAGES, REGION_START, PAGE_SHIFT = 15, 16, 17, 18, 19
+CELL_ROWS, CELL_BYTES, PAGES, REGION_START, PAGE_SHIFT, WHOLE = 15, 16, 17, 18, 19, 20
+# Addresses of the objects that are NumPy's array type, its int64 and its uint8.
+ARRAY_TYPE, INT64_TYPE, UINT8_TYPE = 21, 22, 23
 PLAN_HEAD = 24
 
 _external: Any = types.ExternalFunction
 _mincore = _external("mincore", types.int32(types.uint64, types.uint64, types.uint64))
+_release_gil = _external("PyEval_SaveThread", types.uint64())
+_take_gil = _external("PyEval_RestoreThread", types.void(types.uint64))
+_python_int = _external("PyLong_FromLong", types.uint64(types.int64))
+_int_of = _external("PyLong_AsLong", types.int64(types.uint64))
+_forget_error = _external("PyErr_Clear", types.void())
 
 
 class Placement(NamedTuple):
@@ -72,12 +81,21 @@ def first_outside(rows: Any, n_columns: Any, n_rows: Any) -> Any:
     `rows` is int64 (tokens x layers x columns,), `n_rows` int64 (layers,).
     """
     n_layers = n_rows.shape[0]
+    # Rows that the smallest layer has are in all of them: one loop without a branch for nearly every batch.
+    fewest = np.uint64(n_rows[0])
+    for layer in range(1, n_layers):
+        fewest = min(fewest, np.uint64(n_rows[layer]))
+    n_beyond = np.int64(0)
+    for k in range(rows.shape[0]):
+        # Seen as unsigned, a negative id is larger than any limit.
+        n_beyond += np.int64(np.uint64(rows[k]) >= fewest)
+    if n_beyond == 0:
+        return -1
     layer = 0
     for start in range(0, rows.shape[0], n_columns):
         limit = np.uint64(n_rows[layer])
         outside = np.int64(0)
         for k in range(start, min(start + n_columns, rows.shape[0])):
-            # Seen as unsigned, a negative id is larger than any limit.
             outside += np.int64(np.uint64(rows[k]) >= limit)
         if outside:
             for k in range(start, start + n_columns):
@@ -134,10 +152,10 @@ def _locate(rows: Any, start: Any, stop: Any, n_columns: Any, place: Any, target
     cell_rows, cell_bytes, part_bytes = place.cell_rows, place.cell_bytes, place.part_bytes
     per_cell = 1.0 / cell_rows
     position = start
+    group = start // n_columns
+    layer, group_stop = group % n_layers, (group + 1) * n_columns
     while position < stop:
-        group = position // n_columns
-        end = min(stop, (group + 1) * n_columns)
-        layer = group % n_layers
+        end = min(stop, group_stop)
         first_extent, n_extents = place.extents[layer, 0], place.extents[layer, 1]
         extent_rows = place.extent_rows[layer]
         if n_extents == 1 and cell_rows == 1:
@@ -161,6 +179,10 @@ def _locate(rows: Any, start: Any, stop: Any, n_columns: Any, place: Any, target
                 offset = cell * cell_bytes + (row - cell * cell_rows) * part_bytes
                 target[k + shift] = place.bases[extent] + np.uint64(offset)
         position = end
+        group_stop += n_columns
+        layer += 1
+        if layer == n_layers:
+            layer = 0
 
 
 @njit(cache=True, nogil=True)
@@ -266,15 +288,22 @@ def shut_gate(gate: Any) -> Any:
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _is_resident(address: Any, n_bytes: Any, pages: Any, region_start: Any, page_shift: Any) -> Any:
-    """Whether the map says so of every page of these bytes; `n_bytes` is at most a page, or all are looked at."""
+def _page_bit(page: Any, pages: Any) -> Any:
+    return load_byte(pages + (page >> np.uint64(3))) >> np.uint8(page & np.uint64(7))
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _resident_bit(address: Any, n_bytes: Any, pages: Any, region_start: Any, page_shift: Any) -> Any:
+    """1 if the map says so of every page of these bytes, otherwise 0.
+
+    Of the first page and the last one without a branch, which a record over two pages would often mislead.
+    """
     page = (address - region_start) >> page_shift
     last = (address + np.uint64(n_bytes - 1) - region_start) >> page_shift
-    found = np.uint8(1)
-    while page <= last:
-        found &= load_byte(pages + (page >> np.uint64(3))) >> np.uint8(page & np.uint64(7))
-        page += np.uint64(1)
-    return found & np.uint8(1) != 0
+    found = _page_bit(page, pages) & _page_bit(last, pages)
+    for between in range(page + np.uint64(1), last):
+        found &= _page_bit(np.uint64(between), pages)
+    return found & np.uint8(1)
 
 
 @njit(cache=True, nogil=True)
@@ -289,53 +318,52 @@ def sort_out(addresses: Any, part_bytes: Any, pages: Any, region_start: Any, pag
         is_here = True
         for part in range(part_bytes.shape[0]):
             n_bytes = np.int64(part_bytes[part])
-            is_here &= _is_resident(addresses[part, k], n_bytes, pages, region_start, page_shift)
+            is_here &= _resident_bit(addresses[part, k], n_bytes, pages, region_start, page_shift) != 0
         states[k] = np.uint8(not is_here)
         n_missing += np.int64(not is_here)
     return n_missing
 
 
 @njit(cache=True, nogil=True)
-def _contradicts(addresses: Any, plan: Any) -> Any:
-    """Look some of the located records up in the page cache; whether one of them is not there."""
-    n_items = addresses.shape[0]
+def _contradicts(flat: Any, n_columns: Any, place: Any, plan: Any) -> Any:
+    """Look one of the records up in the page cache; whether it is not there.
+
+    That takes one microsecond where what the system looks at is in the processor's caches, and eight where it is not: a
+    second look at the same batch would be dear."""
     page_bytes = np.uint64(1) << np.uint64(plan[PAGE_SHIFT])
-    state = np.zeros(8, np.uint8)
-    while plan[UNTIL_CHECK] <= 0:
-        plan[UNTIL_CHECK] += plan[ROWS_A_CHECK]
-        plan[CHECKED] += 1
-        # Any one of them: multiples of an odd constant fall everywhere.
-        chosen = (np.uint64(plan[CHECKED]) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(33)) % np.uint64(n_items)
-        start = addresses[np.int64(chosen)] // page_bytes * page_bytes
-        if _mincore(start, page_bytes, np.uint64(state.ctypes.data)) != 0 or state[0] & 1 == 0:
-            plan[CONTRADICTIONS] += 1
-            return True
-    return False
+    state, address = np.zeros(8, np.uint8), np.empty(1, np.uint64)
+    plan[UNTIL_CHECK] = plan[ROWS_A_CHECK]
+    plan[CHECKED] += 1
+    # Any one of them: multiples of an odd constant fall everywhere.
+    spread = np.uint64(plan[CHECKED]) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(33)
+    chosen = np.int64(spread % np.uint64(flat.shape[0]))
+    _locate(flat, chosen, chosen + 1, n_columns, place, address, -chosen)
+    start = address[0] // page_bytes * page_bytes
+    if _mincore(start, page_bytes, np.uint64(state.ctypes.data)) == 0 and state[0] & 1 == 1:
+        return False
+    plan[CONTRADICTIONS] += 1
+    return True
 
 
 @njit(cache=True, nogil=True)
-def _all_resident(addresses: Any, n_bytes: Any, plan: Any) -> Any:
-    """DONE, or ABSENT for a record that the map does not know as resident, or CONTRADICTED by the system."""
+def _believed_resident(addresses: Any, n_bytes: Any, plan: Any) -> Any:
+    """Whether the map says so of every page of these records."""
     pages, start, shift = np.uint64(plan[PAGES]), np.uint64(plan[REGION_START]), np.uint64(plan[PAGE_SHIFT])
+    found = np.uint8(1)
     for k in range(addresses.shape[0]):
-        if not _is_resident(addresses[k], n_bytes, pages, start, shift):
-            return ABSENT
-    if plan[ROWS_A_CHECK] > 0:
-        plan[UNTIL_CHECK] -= addresses.shape[0]
-        if plan[UNTIL_CHECK] <= 0 and _contradicts(addresses, plan):
-            return CONTRADICTED
-    return DONE
+        found &= _resident_bit(addresses[k], n_bytes, pages, start, shift)
+    return found != 0
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _open_plan(plan: Any, first_layer: Any, n_layers: Any, row_bytes: Any) -> Any:
+def _open_plan(address: Any, plan: Any, first_layer: Any, n_layers: Any, row_bytes: Any) -> Any:
     """The rows that some layers have, int64 (layers,), where they lie, and one more than each extent's last row.
 
     Slices of the plan would be counted as owners of it, half a microsecond in all.
     """
     all_layers, n_extents = plan[N_LAYERS], plan[N_EXTENTS]
     word = np.uint64(8)
-    tail = np.uint64(plan.ctypes.data) + word * np.uint64(PLAN_HEAD)
+    tail = address + word * np.uint64(PLAN_HEAD)
     skipped, layers = np.uint64(first_layer) * word, np.uint64(all_layers) * word
     limits = carray(pointer_to(tail + skipped), (n_layers,), np.int64)
     extent_rows = carray(pointer_to(tail + layers + skipped), (n_layers,), np.int64)
@@ -350,25 +378,50 @@ def _open_plan(plan: Any, first_layer: Any, n_layers: Any, row_bytes: Any) -> An
 
 
 @njit(cache=True, nogil=True)
-def _find(flat: Any, n_columns: Any, first_layer: Any, n_layers: Any, row_bytes: Any, plan: Any, addresses: Any) -> Any:
-    """Fill `addresses` of checked row ids; DONE, or why the records are not to be copied."""
-    limits, place, stops = _open_plan(plan, first_layer, n_layers, row_bytes)
+def _check_and_ask(
+    flat: Any, n_columns: Any, limits: Any, place: Any, stops: Any, plan: Any, addresses: Any
+) -> Any:  # fmt: skip
+    """Check row ids, and ask for the first records: while they come, the pages of all are looked at.
+
+    Returns DONE, or why the records are not to be copied, and how many of `addresses` are filled.
+    """
+    n_items, n_bytes = flat.shape[0], place.part_bytes
     if first_outside(flat, n_columns, limits) >= 0:
-        return OUTSIDE
+        return OUTSIDE, 0
     if plan[IS_WHOLE] == 0 and first_missing(flat, n_columns, place.extents, place.first_rows, stops) >= 0:
-        return OUTSIDE
-    _locate(flat, 0, flat.shape[0], n_columns, place, addresses, 0)
-    return _all_resident(addresses, row_bytes, plan) if plan[PAGES] != 0 else DONE
+        return OUTSIDE, 0
+    n_located = min(PREFETCH_DISTANCE, n_items)
+    _locate(flat, 0, n_located, n_columns, place, addresses, 0)
+    for k in range(n_located):
+        _ask(addresses[k], n_bytes)
+    if plan[PAGES] == 0:
+        return DONE, n_located
+    if plan[WHOLE] == 0 or load_byte(np.uint64(plan[WHOLE])) == 0:
+        _locate(flat, n_located, n_items, n_columns, place, addresses, 0)
+        n_located = n_items
+        if not _believed_resident(addresses, n_bytes, plan):
+            return ABSENT, n_located
+    if plan[ROWS_A_CHECK] > 0:
+        plan[UNTIL_CHECK] -= n_items
+        if plan[UNTIL_CHECK] <= 0 and _contradicts(flat, n_columns, place, plan):
+            return CONTRADICTED, n_located
+    return DONE, n_located
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _copy_all(addresses: Any, output: Any, row_bytes: Any) -> None:
-    n_items = addresses.shape[0]
-    for k in range(min(PREFETCH_DISTANCE, n_items)):
-        _ask(addresses[k], row_bytes)
+def _copy_all(
+    flat: Any, n_columns: Any, place: Any, addresses: Any, n_located: Any, output: Any, row_bytes: Any
+) -> None:
+    """Copy records of which the first ones have been asked for, and locate the others on the way."""
+    n_items = flat.shape[0]
     for k in range(n_items):
-        if k + PREFETCH_DISTANCE < n_items:
-            _ask(addresses[k + PREFETCH_DISTANCE], row_bytes)
+        ahead = k + PREFETCH_DISTANCE
+        if ahead < n_items:
+            if ahead >= n_located:
+                end = min(n_items, n_located + _STRETCH)
+                _locate(flat, n_located, end, n_columns, place, addresses, 0)
+                n_located = end
+            _ask(addresses[ahead], row_bytes)
         target = output + np.uint64(k * row_bytes)
         for line in range((row_bytes + 63) // 64):
             prefetch_to_write(target + np.uint64(_WRITE_AHEAD_BYTES + line * 64))
@@ -390,47 +443,126 @@ def _leave(plan: Any) -> None:
     add_in_order(np.uint64(plan[GATE]), np.int64(-1))
 
 
-_WORDS = types.Array(types.int64, 1, "C")
+@njit(cache=True, nogil=True, inline="always")
+def _words(address: Any, n_words: Any) -> Any:
+    return carray(pointer_to(np.uint64(address)), (n_words,), np.int64)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _fetch_all(
+    plan_at: Any, first_layer: Any, n_layers: Any, n_columns: Any, n_items: Any, rows_at: Any, out_at: Any,
+    row_bytes: Any,
+) -> Any:  # fmt: skip
+    """A whole fetch into an `out` that fits: row ids, gate, addresses, pages, copies."""
+    plan = _words(plan_at, PLAN_HEAD)
+    if n_items > plan[MOST_ROWS] or n_items == 0:
+        return LARGE
+    if plan[BUDGET] < n_items:
+        return SPENT
+    if not _enter(plan):
+        return CLOSED
+    addresses = np.empty(n_items, np.uint64)
+    flat = _words(rows_at, n_items)
+    limits, place, stops = _open_plan(np.uint64(plan_at), plan, first_layer, n_layers, np.int64(row_bytes))
+    answer, n_located = _check_and_ask(flat, n_columns, limits, place, stops, plan, addresses)
+    if answer == DONE:
+        _copy_all(flat, n_columns, place, addresses, n_located, np.uint64(out_at), row_bytes)
+        plan[BUDGET] -= n_items
+    _leave(plan)
+    return answer
 
 
 def _fetch_signature(n_dims: int) -> Any:
     """Of `fetch_kernel`. Fixed, so that what it is not made for is refused by the call itself (TypeError), which has to
     look at the types anyway."""
     rows = types.Array(types.int64, n_dims, "C", readonly=True)
-    return types.int64(_WORDS, types.int64, rows, types.Array(types.uint8, n_dims + 1, "C"))
+    return types.int64(types.int64, types.int64, rows, types.Array(types.uint8, n_dims + 1, "C"))
 
 
 @lru_cache(maxsize=64)
 def fetch_kernel(row_bytes: int, n_dims: int) -> Any:
-    """A whole fetch of a few thousand records in one call: shapes, gate, row ids, addresses, pages, copies.
+    """A whole fetch of a few thousand records in one call.
 
-    The kernel's arguments: a plan (see `warm.WarmPath`); the layer, if `n_dims` is 1, or 0; `rows` int64 (n,) of that
-    layer, or (tokens, layers, columns) of all, in C order; `out` uint8 of that shape and (row_bytes,) to write to. It
-    answers DONE, or something else before it has written a byte.
+    The kernel's arguments: the address of a plan (see `warm.WarmPath`); the layer, if `n_dims` is 1, or 0; `rows` int64
+    (n,) of that layer, or (tokens, layers, columns) of all, in C order; `out` uint8 of that shape and (row_bytes,) to
+    write to. It answers DONE, or something else before it has written a byte.
     """
 
     @njit(_fetch_signature(n_dims), cache=True, nogil=True)
-    def fetch(plan: Any, layer: Any, rows: Any, out: Any) -> Any:
-        n_items = rows.size
+    def fetch(plan_at: Any, layer: Any, rows: Any, out: Any) -> Any:
         if out.shape[:-1] != rows.shape or out.shape[-1] != row_bytes:
             return MISFIT
-        if n_items > plan[MOST_ROWS] or n_items == 0:
-            return LARGE
-        n_columns, n_layers = n_items, np.int64(1)
+        plan = _words(plan_at, PLAN_HEAD)
+        n_layers, n_columns = np.int64(1), rows.size
         if n_dims == 3:
             n_layers, n_columns = np.int64(rows.shape[1]), np.int64(rows.shape[-1])
             if n_layers != plan[N_LAYERS] or n_columns != plan[N_COLUMNS]:
                 return MISFIT
-        if plan[BUDGET] < n_items:
-            return SPENT
-        if not _enter(plan):
-            return CLOSED
-        addresses = np.empty(n_items, np.uint64)
-        answer = _find(rows.reshape(n_items), n_columns, layer, n_layers, np.int64(row_bytes), plan, addresses)
-        if answer == DONE:
-            _copy_all(addresses, np.uint64(out.ctypes.data), row_bytes)
-            plan[BUDGET] -= n_items
-        _leave(plan)
-        return answer
+        if layer < 0 or layer >= plan[N_LAYERS]:
+            return MISFIT
+        return _fetch_all(plan_at, layer, n_layers, n_columns, rows.size, rows.ctypes.data, out.ctypes.data, row_bytes)
+
+    return fetch
+
+
+# Words of an array object of CPython and NumPy, as `array_calls.knows_arrays` finds them.
+OBJECT_TYPE, ARRAY_DATA, ARRAY_N_DIMS, ARRAY_SHAPE, ARRAY_DTYPE, ARRAY_FLAGS, ARRAY_WORDS = 1, 2, 3, 4, 7, 8, 9
+_INT = 0xFFFFFFFF
+_IN_C_ORDER_ALIGNED, _TO_WRITE_TO = 0x101, 0x501
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _is_array(object_at: Any, array_type: Any, dtype: Any, n_dims: Any, flags: Any) -> Any:
+    words = _words(object_at, ARRAY_WORDS)
+    if words[OBJECT_TYPE] != array_type:
+        return False
+    return words[ARRAY_DTYPE] == dtype and words[ARRAY_N_DIMS] & _INT == n_dims and words[ARRAY_FLAGS] & flags == flags
+
+
+@lru_cache(maxsize=64)
+def object_fetch(row_bytes: int, n_dims: int) -> Any:
+    """As `fetch_kernel`, as the function of a Python object (METH_FASTCALL): it reads the arrays where they lie.
+
+    A call by numba's dispatcher makes two records of ownership and looks at the types of all arguments, which takes
+    longer than copying a dozen rows. The object's own argument is a plan; the others are the layer, if `n_dims` is 1,
+    `rows` and `out`. MISFIT is also the answer to what is no such array.
+    """
+
+    @cfunc(types.uint64(types.uint64, types.uint64, types.int64), cache=True)
+    def fetch(plan_object: Any, arguments: Any, n_arguments: Any) -> Any:
+        plan_at = _words(plan_object, ARRAY_WORDS)[ARRAY_DATA]
+        plan = _words(plan_at, PLAN_HEAD)
+        n_before = 0 if n_dims == 3 else 1
+        if n_arguments != n_before + 2:
+            return _python_int(MISFIT)
+        given = _words(arguments, n_before + 2)
+        rows, out = given[n_before], given[n_before + 1]
+        if not _is_array(rows, plan[ARRAY_TYPE], plan[INT64_TYPE], n_dims, _IN_C_ORDER_ALIGNED):
+            return _python_int(MISFIT)
+        if not _is_array(out, plan[ARRAY_TYPE], plan[UINT8_TYPE], n_dims + 1, _TO_WRITE_TO):
+            return _python_int(MISFIT)
+        shape = _words(_words(rows, ARRAY_WORDS)[ARRAY_SHAPE], n_dims)
+        of_out = _words(_words(out, ARRAY_WORDS)[ARRAY_SHAPE], n_dims + 1)
+        n_items, fits = np.int64(1), of_out[n_dims] == row_bytes
+        for dim in range(n_dims):
+            n_items *= shape[dim]
+            fits &= shape[dim] == of_out[dim]
+        layer, n_layers, n_columns = np.int64(0), np.int64(1), n_items
+        if n_dims == 3:
+            n_layers, n_columns = shape[1], shape[n_dims - 1]
+            fits &= (n_layers == plan[N_LAYERS]) & (n_columns == plan[N_COLUMNS])
+        else:
+            layer = _int_of(np.uint64(given[0]))
+            # It is -1 of what is no number.
+            if layer < 0:
+                _forget_error()
+            fits &= (layer >= 0) & (layer < plan[N_LAYERS])
+        if not fits:
+            return _python_int(MISFIT)
+        rows_at, out_at = _words(rows, ARRAY_WORDS)[ARRAY_DATA], _words(out, ARRAY_WORDS)[ARRAY_DATA]
+        thread = _release_gil()
+        answer = _fetch_all(plan_at, layer, n_layers, n_columns, n_items, rows_at, out_at, row_bytes)
+        _take_gil(thread)
+        return _python_int(answer)
 
     return fetch

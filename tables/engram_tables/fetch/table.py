@@ -20,6 +20,8 @@ from engram_tables.fetch.engines.ladder import ENGINES
 from engram_tables.fetch.kernels import DONE as WARM_DONE
 from engram_tables.fetch.leases import Leases
 from engram_tables.fetch.placement import Batch, Placements
+from engram_tables.fetch.warm import ShortRows, ShortTokens, ShortWay
+from engram_tables.storage.bundles.bundle_manifest import DIRECTORY_NAME as BUNDLES_NAME
 from engram_tables.storage.row_files import RowFiles
 from engram_tables.storage.table.reader import StoredTable
 
@@ -29,10 +31,9 @@ if TYPE_CHECKING:
 
 AUTO = AutoEngine.name
 ENGINE_NAMES = (AUTO, *ENGINES)
-_INT64 = np.dtype(np.int64)
 
 
-def open_table(path: str | Path, *, tiers: TierPlan | None = None) -> Table:
+def open_table(path: str | Path, *, tiers: TierPlan | None = None, bundles: str | Path | bool | None = None) -> Table:
     """Open a table directory for reading, or a released checkpoint whose rows are read where they lie.
 
     Parameters
@@ -42,6 +43,9 @@ def open_table(path: str | Path, *, tiers: TierPlan | None = None) -> Table:
         taken as bytes.
     tiers
         Memory that keeps rows in front of an engine: what `fetch` uses then, unless another engine is named.
+    bundles
+        A directory of bundles of this table's rows, which `fetch` takes hot n-grams from. None or True: the one that
+        the table's directory holds, which with None need not be there. False: none.
 
     Raises
     ------
@@ -50,7 +54,7 @@ def open_table(path: str | Path, *, tiers: TierPlan | None = None) -> Table:
     InvalidInput
         A URL.
     SpecMismatch
-        A checkpoint's tensors contradict its own addressing.
+        A checkpoint's tensors contradict its own addressing; bundles are of other rows than the table's.
 
     Notes
     -----
@@ -63,7 +67,13 @@ def open_table(path: str | Path, *, tiers: TierPlan | None = None) -> Table:
         )
     stored = _open_stored(Path(path))
     try:
-        table = Table(stored)
+        place = _bundles_of(stored, bundles)
+        if place is None:
+            table = Table(stored)
+        else:
+            from engram_tables.fetch.bundles import BundledTable
+
+            table = BundledTable(stored, place)
     except BaseException:
         stored.close()
         raise
@@ -74,6 +84,17 @@ def open_table(path: str | Path, *, tiers: TierPlan | None = None) -> Table:
         table.close()
         raise
     return table
+
+
+def _bundles_of(stored: RowFiles, bundles: str | Path | bool | None) -> Path | None:
+    """The directory of bundles that a table is opened with; whether it is one is found when it is opened."""
+    if bundles is False:
+        return None
+    if isinstance(bundles, str | Path):
+        return Path(bundles)
+    beside = stored.path / BUNDLES_NAME
+    is_there = isinstance(stored, StoredTable) and beside.is_dir()
+    return beside if is_there or bundles else None
 
 
 def _open_stored(path: Path) -> RowFiles:
@@ -115,6 +136,9 @@ class Table:
         self.places = Placements(stored)
         self._leases = Leases(f"table {stored.path}")
         self._engines: dict[str, Engine] = {}
+        # The short ways of engines that are read by name; those of a closed engine decline everything.
+        self._short_tokens: dict[str, ShortTokens] = {}
+        self._short_rows: dict[str, ShortRows] = {}
         self._default: str | Engine = AUTO
         self._closing, self._is_closed = threading.Lock(), False
         self._layers = {layer_id: layer for layer, layer_id in enumerate(stored.layer_ids)}
@@ -181,20 +205,25 @@ class Table:
         engine = self._default if engine is None else engine
         # A token is copied in 5 us: nothing is asked here that a kernel looks at anyway. Whatever it declines (a
         # closed table among it) or what there is no short way for goes the long way below, which has the errors.
-        made = self._engines.get(engine) if type(engine) is str else self._engine(engine)
-        warm = None if made is None else made.warm
-        if warm is not None and (threads is None or threads == 1):
+        short: ShortTokens | None = None
+        if type(engine) is str:
+            short = self._short_tokens.get(engine)
+        elif getattr(engine, "stored", None) is self.stored and engine.warm is not None:  # type: ignore[union-attr]
+            short = engine.warm.fetch_tokens  # type: ignore[union-attr]
+        if short is not None and (threads is None or threads == 1):
             if out is None:
                 out = self._room(addresses.rows)
             # Arrays of other types or orders than the kernel's are declined by a TypeError of its dispatcher.
             try:
-                if warm.fetch_tokens(addresses.rows, out) == WARM_DONE:
+                if short(addresses.rows, out) == WARM_DONE:
                     return out
             except TypeError:
                 pass
         rows = self._checked_rows(addresses)
         batch, records = self._prepare(rows, rows.shape[2], 0, out)
         if rows.size:
+            if (warm := self._warm_of_used(engine)) is not None:
+                self._short_tokens[engine] = warm.fetch_tokens  # type: ignore[index]
             # The engine's own lease keeps its files until it has read.
             self._engine(engine).read(batch, records.reshape(-1, self.row_bytes), threads)
         return records
@@ -229,22 +258,26 @@ class Table:
         layer = self._layers.get(layer_id, -1)
         if layer < 0:
             self.spec.layer(layer_id)  # raises
-        is_ready = type(rows) is np.ndarray and rows.dtype is _INT64 and rows.flags.c_contiguous
-        checked: NDArray[np.int64] = rows if is_ready else _as_rows(rows)  # type: ignore[assignment]
-        made = self._engines.get(engine) if type(engine) is str else self._engine(engine)
-        warm = None if made is None else made.warm
-        if warm is not None and (threads is None or threads == 1):
+        short: ShortRows | None = None
+        if type(engine) is str:
+            short = self._short_rows.get(engine)
+        elif getattr(engine, "stored", None) is self.stored and engine.warm is not None:  # type: ignore[union-attr]
+            short = engine.warm.fetch_rows  # type: ignore[union-attr]
+        if short is not None and (threads is None or threads == 1) and type(rows) is np.ndarray:
             if out is None:
-                out = self._room(checked)
+                out = self._room(rows)
             try:
-                if warm.fetch_rows(layer, checked, out) == WARM_DONE:
+                if short(layer, rows, out) == WARM_DONE:
                     return out
             except TypeError:
                 pass
+        checked = _as_rows(rows)
         if checked.ndim != 1:
             raise InvalidInput(f"rows: found shape {checked.shape}, expected (n,); flatten them first")
         batch, records = self._prepare(checked, max(checked.size, 1), layer, out)
         if checked.size:
+            if (warm := self._warm_of_used(engine)) is not None:
+                self._short_rows[engine] = warm.fetch_rows  # type: ignore[index]
             self._engine(engine).read(batch, records, threads)
         return records
 
@@ -339,6 +372,11 @@ class Table:
         n_layers = rows.shape[1] if rows.ndim == 3 else 1
         batch = self.places.check(rows, n_columns=n_columns, first_layer=layer, n_layers=n_layers)
         return batch, np.empty(expected, np.uint8) if out is None else _checked_out(out, expected)
+
+    def _warm_of_used(self, engine: str | Engine) -> ShortWay | None:
+        """The short way of an engine that is there by name: what is read once only need not be compiled for."""
+        made = self._engines.get(engine) if isinstance(engine, str) else None
+        return None if made is None else made.warm
 
     def _engine(self, engine: str | Engine) -> Engine:
         if not isinstance(engine, Engine):

@@ -5,19 +5,37 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engram_tables.fetch import kernels
-from engram_tables.fetch.kernels import fetch_kernel
+from engram_tables.fetch.array_calls import as_object, knows_arrays
+from engram_tables.fetch.kernels import fetch_kernel, object_fetch
 from engram_tables.fetch.leases import Leases
 from engram_tables.fetch.placement import Placements
 
 # Beyond it a second thread is worth its waking, and a first one the few microseconds of being asked.
 WARM_ROWS = 8191
 _NO_END = 1 << 62
+
+ShortTokens = Callable[[Any, Any], int]
+"""See `WarmPath.fetch_tokens`."""
+ShortRows = Callable[[int, Any, Any], int]
+"""See `WarmPath.fetch_rows`."""
+
+
+class ShortWay(Protocol):
+    """Fetches small batches in one compiled call, or declines: an engine's `warm`. `WarmPath` does so out of memory."""
+
+    @property
+    def fetch_tokens(self) -> ShortTokens:
+        """See `WarmPath.fetch_tokens`."""
+
+    @property
+    def fetch_rows(self) -> ShortRows:
+        """See `WarmPath.fetch_rows`."""
 
 
 class WarmPath:
@@ -37,13 +55,16 @@ class WarmPath:
     pages, region_start
         uint8, a bit a page of the memory from address `region_start` on (bit `p & 7` of byte `p >> 3`), written by
         others meanwhile as they like: batches with a page that has none are declined. None takes all as resident.
+    is_all
+        uint8 (1,), written by others as they like: while it is not 0 every page has its bit, and none is looked at.
     rows_a_check
         Every so many rows one record is looked up in the page cache before the batch is copied; 0 is never.
     """
 
     def __init__(
         self, places: Placements, bases: NDArray[np.uint64], leases: Leases, n_columns: int, *,
-        pages: NDArray[np.uint8] | None = None, region_start: int = 0, rows_a_check: int = 0,
+        pages: NDArray[np.uint8] | None = None, is_all: NDArray[np.uint8] | None = None, region_start: int = 0,
+        rows_a_check: int = 0,
     ) -> None:  # fmt: skip
         (part,) = places.parts
         gate = leases.gate()
@@ -60,33 +81,42 @@ class WarmPath:
             (kernels.CELL_ROWS, part.cell_rows),
             (kernels.CELL_BYTES, part.cell_bytes),
             (kernels.PAGES, 0 if pages is None else pages.ctypes.data),
+            (kernels.WHOLE, 0 if is_all is None else is_all.ctypes.data),
             (kernels.REGION_START, region_start),
+            (kernels.ARRAY_TYPE, id(np.ndarray)),
+            (kernels.INT64_TYPE, id(np.dtype(np.int64))),
+            (kernels.UINT8_TYPE, id(np.dtype(np.uint8))),
             (kernels.PAGE_SHIFT, mmap.PAGESIZE.bit_length() - 1),
         ):
             head[word] = value
         self._plan = np.concatenate([head, places.extent_words(bases)])
         self._row_bytes = part.n_bytes
-        self._gate, self._pages = gate, pages
+        self._gate, self._pages, self._is_all = gate, pages, is_all
 
     # Both are called for every token: no word of Python stands between them and the kernel.
 
     @cached_property
-    def fetch_tokens(self) -> Callable[[Any, Any], int]:
+    def fetch_tokens(self) -> ShortTokens:
         """(rows, out) → `kernels.DONE`, and `out` is filled; or another answer, and nothing has happened.
 
         `rows` is int64 (tokens, layers, columns), of all layers and in C order, `out` uint8 of that shape and
-        (row_bytes,), to write to. TypeError for arrays of another kind.
+        (row_bytes,), to write to. MISFIT or TypeError for arrays of another kind.
         """
-        return self._keeping(partial(fetch_kernel(self._row_bytes, 3), self._plan, 0))
+        return self._call(3)
 
     @cached_property
-    def fetch_rows(self) -> Callable[[int, Any, Any], int]:
+    def fetch_rows(self) -> ShortRows:
         """(layer, rows, out) → as `fetch_tokens`, for `rows` int64 (n,) of the `layer`-th layer."""
-        return self._keeping(partial(fetch_kernel(self._row_bytes, 1), self._plan))
+        return self._call(1)
 
-    def _keeping(self, call: partial[int]) -> partial[int]:
-        """The plan names addresses: what lies there stays as long as a call may be under way."""
-        call.kept = self._gate, self._pages  # type: ignore[attr-defined]
+    def _call(self, n_dims: int) -> Callable[..., int]:
+        # The call names addresses: what lies there stays as long as it may be under way.
+        kept = self._plan, self._gate, self._pages, self._is_all
+        if knows_arrays():
+            return as_object(object_fetch(self._row_bytes, n_dims), self._plan, kept)
+        plan_at, kernel = self._plan.ctypes.data, fetch_kernel(self._row_bytes, n_dims)
+        call = partial(kernel, plan_at, 0) if n_dims == 3 else partial(kernel, plan_at)
+        call.kept = kept  # type: ignore[attr-defined]
         return call
 
     @property

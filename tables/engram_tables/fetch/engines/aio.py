@@ -14,6 +14,7 @@ class AioEngine(QueueEngine):
     """Past the page cache (O_DIRECT), as `uring`, by two older system calls and without registered memory."""
 
     name = "aio"
+    drives_ring = False
 
     def _make(self, memory: NDArray[np.uint8], fds: NDArray[np.int64]) -> Backend:
         del memory

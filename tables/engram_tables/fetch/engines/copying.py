@@ -60,16 +60,23 @@ class CopyEngine(Engine):
         copy = self._copy_of(batch, out)
         run_slices(copy, batch.rows.size, threads=resolve_threads(threads), grain=_GATHER_GRAIN)
 
-    def warm_path(self, pages: NDArray[np.uint8] | None = None, *, rows_a_check: int = 0) -> WarmPath | None:
+    def warm_path(
+        self,
+        pages: NDArray[np.uint8] | None = None,
+        is_all: NDArray[np.uint8] | None = None,
+        *,
+        rows_a_check: int = 0,
+    ) -> WarmPath | None:
         """The short way for small batches, see `WarmPath`; None for records whose parts lie apart.
 
-        With `pages` it takes batches that lie in pages with a bit there, the first being that at `region_start`.
+        With `pages` it takes batches that lie in pages with a bit there, the first being that at `region_start`, or all
+        as long as `is_all` says so.
         """
         if len(self._parts) > 1:
             return None
         return WarmPath(
             self.placed.places, self.placed.bases, self._leases, self._n_columns,
-            pages=pages, region_start=self.region_start, rows_a_check=rows_a_check,
+            pages=pages, is_all=is_all, region_start=self.region_start, rows_a_check=rows_a_check,
         )  # fmt: skip
 
     def copy_resident(
@@ -92,6 +99,11 @@ class CopyEngine(Engine):
             copy = self._copy_of(batch, out)
             run_slices(work, batch.rows.size, threads=resolve_threads(threads), grain=_GATHER_GRAIN)
         return Parted(np.flatnonzero(states == _MISSING), np.flatnonzero(states == _WAITING))
+
+    def begins_resident(self, batch: Batch, pages: NDArray[np.uint8]) -> bool:
+        """Whether the first block of a batch is all resident: otherwise `copy_resident` copies next to nothing."""
+        states = np.empty(min(_SORT_BLOCK, batch.rows.size), np.uint8)
+        return self._sort_out(self.placed.addresses(batch, 0, states.size), pages, states) == 0
 
     def part_items(self, batch: Batch, items: Items, pages: NDArray[np.uint8]) -> Parted:
         """Some records of a batch, sorted as by `copy_resident`; none is copied."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from engram_tables.errors import BackendUnavailable, IncompleteTable
 from engram_tables.fetch.engines.engine import Items
-from engram_tables.fetch.engines.read_kernels import END_OF_FILE, group_reads
+from engram_tables.fetch.engines.queue_kernels import END_OF_FILE, group_reads
 from engram_tables.fetch.placement import Batch, Placements
 from engram_tables.memory import aligned_bytes
 from engram_tables.storage.row_files import RowFile, RowFiles
@@ -22,7 +22,7 @@ from engram_tables.units import PAGE_BYTES
 class Reads(NamedTuple):
     """A batch as reads, sorted by file and offset; what is asked for twice is read once.
 
-    Parts are named by spots (see `read_kernels`). Read k fetches what `spots[starts[k]:starts[k + 1]]` need.
+    Parts are named by spots (see `queue_kernels`). Read k fetches what `spots[starts[k]:starts[k + 1]]` need.
     """
 
     spots: NDArray[np.uint64]

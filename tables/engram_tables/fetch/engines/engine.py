@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from engram_tables.errors import InvalidInput
 from engram_tables.fetch.leases import Leases
 from engram_tables.fetch.placement import Batch
-from engram_tables.fetch.warm import WarmPath
+from engram_tables.fetch.warm import ShortWay
 from engram_tables.storage.row_files import RowFiles
 
 Items = NDArray[np.int64]
@@ -41,11 +41,11 @@ class Engine(ABC):
     stored
         The files that it reads.
     warm
-        A short way for batches that lie in memory, tried before `read`; or None.
+        A short way for small batches, tried before `read`; or None.
     """
 
     name: ClassVar[str]
-    warm: WarmPath | None = None
+    warm: ShortWay | None = None
 
     def __init__(self, table: RowFiles) -> None:
         self.stored = table

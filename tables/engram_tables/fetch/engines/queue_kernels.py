@@ -1,14 +1,20 @@
 """Compiled reading with many reads in flight from one thread: the bookkeeping once, io_uring's and libaio's own ways.
 
-A read, as `read_kernels.group_reads` left it, is given a slot, asked for, and when the system answers its records are
+A read, as `group_reads` left it, is given a slot, asked for, and when the system answers its records are
 copied out of the slot. What a call changes is in arrays, so that a later call goes on where it stopped. No memory but
-these arrays, the slots and the output is touched; nothing is checked but what the system answers.
+these arrays, the slots and the output is touched; nothing is checked but what the system answers, and what a short
+fetch is given.
+
+Parts of records are named by *spots*: byte positions in one space in which the files follow each other, so that sorting
+spots sorts by file and by offset within it. All parts of a batch are sorted together: item `part * n_records + record`
+is one part of one record.
 """
 
 from __future__ import annotations
 
 import platform
 import sys
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +22,8 @@ from llvmlite import ir
 from numba import njit, types
 from numpy.typing import NDArray
 
-from engram_tables.memory import claim, copy_bytes, intrinsic, load_int32
+from engram_tables.fetch.kernels import CLOSED, DONE, LARGE, MISFIT, OUTSIDE, SHUT
+from engram_tables.memory import add_in_order, claim, copy_bytes, intrinsic, load_int32
 
 END_OF_FILE = -1
 """As in `read_kernels`."""
@@ -32,7 +39,14 @@ offset and bytes needed; whether reads are in flight that nobody can wait for an
 came while there were more reads to ask for, and in how many of them so many that this thread is what they wait for."""
 N_STATES = 10
 
+FAILED = 100
+"""What a short fetch answers, beside those of `fetch.kernels`: a read failed, and bytes may have been written."""
+# Words of a short fetch's plan, int64: these, then `Placements.extent_words` of the spots, then each file's spot.
+GATE, MOST_ROWS, N_LAYERS, N_COLUMNS, N_EXTENTS, CELL_ROWS, CELL_BYTES, ROW_BYTES, UNIT, LIMIT_BYTES = range(10)
+PLAN_HEAD = 10
+
 MOST_TRIES = 1000
+_PAGE = np.uint64(4096)
 _EINTR, _EAGAIN, _EBUSY, _ECANCELED, _EINVAL = 4, 11, 16, 125, 22
 _ENTER = 426
 _GETEVENTS = 1
@@ -140,6 +154,47 @@ def _store_release(typing_context: Any, array: Any, position: Any, element: Any)
         return context.get_dummy_value()
 
     return signature, generate
+
+
+# Reads of a batch.
+
+
+@njit(cache=True, nogil=True)
+def group_reads(
+    spots: Any, order: Any, n_records: Any, part_bytes: Any, file_spots: Any, unit: Any, limit_bytes: Any, starts: Any,
+    windows: Any,
+) -> Any:  # fmt: skip
+    """Cut sorted spots into reads: what begins in a page that the read before touches joins that read.
+
+    `spots` is uint64 (n,), ascending, duplicates welcome, and `order` int64 (n,) says which item each one is;
+    `part_bytes` is uint64 (parts,), `file_spots` uint64 (files,), ascending. `starts` int64 (n + 1,) gets where each
+    read's items begin, and n at the end; `windows` int64 (n, 3) each read's file, offset in it (a multiple of `unit`)
+    and the bytes that are needed from there. Returns the number of reads. None is longer than `limit_bytes`, rounded
+    up to the unit, but one part that is longer by itself.
+    """
+    unit = np.uint64(unit)
+    n_reads = 0
+    file, n_files = 0, file_spots.shape[0]
+    window, window_stop = np.uint64(0), np.uint64(0)
+    for k in range(spots.shape[0]):
+        start = spots[k] // unit * unit
+        needed_stop = spots[k] + part_bytes[order[k] // n_records]
+        stop = (needed_stop + unit - np.uint64(1)) // unit * unit
+        pages_stop = (window_stop + _PAGE - np.uint64(1)) // _PAGE * _PAGE
+        if k == 0 or start >= pages_stop or stop - window > np.uint64(limit_bytes):
+            while file + 1 < n_files and file_spots[file + 1] <= spots[k]:
+                file += 1
+            starts[n_reads] = k
+            windows[n_reads, 0], windows[n_reads, 1] = file, np.int64(start - file_spots[file])
+            windows[n_reads, 2] = np.int64(needed_stop - start)
+            n_reads += 1
+            window, window_stop = start, stop
+        else:
+            window_stop = max(window_stop, stop)
+            # The last part to begin need not be the last to end.
+            windows[n_reads - 1, 2] = max(windows[n_reads - 1, 2], np.int64(needed_stop - window))
+    starts[n_reads] = spots.shape[0]
+    return n_reads
 
 
 # The bookkeeping.
@@ -414,3 +469,127 @@ def drive_context(context: Any, work: Any, slots: Any, state: Any, at_once: Any,
                 if code != _EINTR:
                     _fail(work, state, code, -1)
                     state[IS_BROKEN] = 1
+
+
+# A whole fetch in one call. A token's batch is a hundred microseconds of Python otherwise, and several times that after
+# a pause in which the processor's caches were somebody else's.
+
+
+@njit(cache=True, nogil=True)
+def _find_spots(plan: Any, rows: Any, first_layer: Any, n_layers: Any, n_columns: Any, spots: Any) -> Any:
+    """Fill `spots`, uint64 (items,), of row ids that nobody has checked; whether all of them are here."""
+    all_layers, n_extents = plan[N_LAYERS], plan[N_EXTENTS]
+    extents = PLAN_HEAD + 2 * all_layers
+    first_rows = PLAN_HEAD + 4 * all_layers
+    for k in range(rows.shape[0]):
+        layer = first_layer + k // n_columns % n_layers
+        extent, n_left = plan[extents + 2 * layer], plan[extents + 2 * layer + 1]
+        if n_left == 0:
+            return False
+        while n_left > 1:
+            half = n_left // 2
+            if plan[first_rows + extent + half] <= rows[k]:
+                extent += half
+            n_left -= half
+        first_row, stop = plan[first_rows + extent], plan[first_rows + 2 * n_extents + extent]
+        if rows[k] < first_row or rows[k] >= stop:
+            return False
+        row = rows[k] - first_row
+        cell = row // plan[CELL_ROWS]
+        offset = cell * plan[CELL_BYTES] + (row - cell * plan[CELL_ROWS]) * plan[ROW_BYTES]
+        spots[k] = np.uint64(plan[first_rows + n_extents + extent] + offset)
+    return True
+
+
+@njit(cache=True, nogil=True)
+def _sort(spots: Any, order: Any) -> None:
+    """Put a few spots in ascending order, and note in `order` which item each one is."""
+    for k in range(spots.shape[0]):
+        spot, at = spots[k], k
+        while at > 0 and spots[at - 1] > spot:
+            spots[at], order[at] = spots[at - 1], order[at - 1]
+            at -= 1
+        spots[at], order[at] = spot, np.int64(k)
+
+
+@njit(cache=True, nogil=True)
+def _work(plan: Any, spots: Any, output: Any) -> Any:
+    """The reads of records in one part at these spots, which are sorted here."""
+    n_items = spots.shape[0]
+    order, starts = np.empty(n_items, np.int64), np.empty(n_items + 1, np.int64)
+    windows = np.empty((n_items, 3), np.int64)
+    part_starts, part_bytes = np.zeros(1, np.uint64), np.full(1, np.uint64(plan[ROW_BYTES]))
+    file_spots = plan[PLAN_HEAD + 4 * plan[N_LAYERS] + 3 * plan[N_EXTENTS] :].view(np.uint64)
+    _sort(spots, order)
+    n_reads = group_reads(
+        spots, order, n_items, part_bytes, file_spots, plan[UNIT], plan[LIMIT_BYTES], starts, windows
+    )  # fmt: skip
+    return Work(
+        starts, windows, spots, order, n_reads, n_items, plan[ROW_BYTES], plan[UNIT], part_starts,
+        part_bytes, output, np.zeros(1, np.int64),
+    )  # fmt: skip
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _enter(plan: Any) -> Any:
+    """Pass the gate (see `Leases.gate`); whether it was open."""
+    gate = np.uint64(plan[GATE])
+    if add_in_order(gate, np.int64(1)) < SHUT:
+        return True
+    add_in_order(gate, np.int64(-1))
+    return False
+
+
+@lru_cache(maxsize=64)
+def short_kernel(n_dims: int, drives_ring: bool, queue_types: Any) -> Any:
+    """A whole fetch of a few records in one part: shapes, gate, row ids, spots, reads.
+
+    Parameters
+    ----------
+    n_dims
+        1 for rows of one layer, 3 for (tokens, layers, columns) of all.
+    drives_ring
+        io_uring, otherwise libaio.
+    queue_types
+        Types, as numba has them, of the view and the slots that `drive_ring` or `drive_context` takes.
+
+    Notes
+    -----
+    The kernel's arguments: a plan (see `GATE`), the layer's position or 0, `rows` int64 in C order, `out` uint8 of that
+    shape and (row_bytes,) to write to, then a queue's view, slots and state. The types are fixed, so that others are
+    refused by the call itself (TypeError). It answers DONE; or FAILED, and `state` has the failure; or something else,
+    and has done nothing. Nothing is in flight when it returns, unless `state[IS_BROKEN]`.
+    """
+    words = types.Array(types.int64, 1, "C")
+    rows_type, out_type = (
+        types.Array(types.int64, n_dims, "C", readonly=True),
+        types.Array(types.uint8, n_dims + 1, "C"),
+    )
+    signature = types.int64(words, types.int64, rows_type, out_type, *queue_types, words, types.int64)
+
+    @njit(signature, cache=True, nogil=True)
+    def fetch(plan: Any, layer: Any, rows: Any, out: Any, view: Any, slots: Any, state: Any, at_once: Any) -> Any:
+        n_items = rows.size
+        if out.shape[:-1] != rows.shape or out.shape[-1] != plan[ROW_BYTES]:
+            return MISFIT
+        if n_items > plan[MOST_ROWS] or n_items == 0:
+            return LARGE
+        n_columns, n_layers = n_items, np.int64(1)
+        if n_dims == 3:
+            n_layers, n_columns = np.int64(rows.shape[1]), np.int64(rows.shape[-1])
+            if n_layers != plan[N_LAYERS] or n_columns != plan[N_COLUMNS]:
+                return MISFIT
+        spots = np.empty(n_items, np.uint64)
+        if not _find_spots(plan, rows.reshape(n_items), layer, n_layers, n_columns, spots):
+            return OUTSIDE
+        if not _enter(plan):
+            return CLOSED
+        work = _work(plan, spots, np.uint64(out.ctypes.data))
+        if drives_ring:
+            drive_ring(view, work, slots, state, at_once, True)
+        else:
+            drive_context(view, work, slots, state, at_once, True)
+        add_in_order(np.uint64(plan[GATE]), np.int64(-1))
+        return DONE if state[CODE] == 0 else FAILED
+
+    return fetch

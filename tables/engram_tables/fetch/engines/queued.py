@@ -7,18 +7,21 @@ import os
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from engram_tables.errors import BackendUnavailable, InvalidInput
+from engram_tables.fetch.engines import queue_kernels
 from engram_tables.fetch.engines.descriptors import ReadFiles, Reads
 from engram_tables.fetch.engines.engine import Engine, Items, Pending
 from engram_tables.fetch.engines.queue_kernels import (
     BUSY_ROUNDS,
     CODE,
     FILE,
+    IN_FLIGHT,
     IS_BROKEN,
     N_FREE,
     N_STATES,
@@ -29,6 +32,7 @@ from engram_tables.fetch.engines.queue_kernels import (
     UNKNOWN_ANSWER,
     Slots,
     Work,
+    short_kernel,
 )
 from engram_tables.fetch.engines.reading import Behind
 from engram_tables.fetch.placement import Batch, Placements
@@ -41,6 +45,9 @@ MOST_DEPTH = 4096
 # Asked for in one system call, and waited for in one. More cost less CPU, but a small batch then waits for its first
 # reads to be written down: of 4, 8, 16 and 48 a token's 48 rows came soonest at 4 and 8 (2-core VM, 2026-11).
 AT_ONCE = 8
+# Sorted where they are, which grows with the square: 128 take 2 us.
+SHORT_ROWS = 128
+_NO_QUEUE = -1
 _MIN_SLOT_BYTES = 8 << 10
 _READS_A_THREAD = 2048
 
@@ -49,6 +56,9 @@ class Backend(Protocol):
     """What a queue asks with: a `UringRing` or an `AioContext`."""
 
     view: Any
+
+    def wait(self, n_in_flight: int) -> bool:
+        """Wait until so many reads have ended; whether they have."""
 
     def close(self) -> None:
         """Give it back."""
@@ -60,7 +70,8 @@ class Backend(Protocol):
 class Queue:
     """Slots, and what asks for reads into them. One thread at a time uses it.
 
-    The slots are shared memory, which a fork leaves where it is while the device writes there.
+    The slots are shared memory, which a fork leaves where it is while the device writes there. They outlive the queue
+    for as long as a read is in flight: Ctrl-C may take it from whoever was to wait.
     """
 
     def __init__(self, n_slots: int, slot_bytes: int, make: Callable[[NDArray[np.uint8]], Backend]) -> None:
@@ -77,6 +88,22 @@ class Queue:
             address=np.uint64(self.memory.ctypes.data),
             slot_bytes=slot_bytes,
         )
+        self.abandoned = weakref.finalize(self, _abandon, self.backend, self.memory, self.state)
+
+
+# Memory in which the system may still write, with nobody who could wait for it.
+_lost: list[NDArray[np.uint8]] = []
+
+
+def _abandon(backend: Backend, memory: NDArray[np.uint8], state: NDArray[np.int64]) -> None:
+    """A queue that nobody has any more: its memory goes back when nothing is in flight. Otherwise a read that the
+    system had put off would be carried out where something else is by then."""
+    has_ended = state[IN_FLIGHT] == 0
+    try:
+        has_ended = has_ended or (not state[IS_BROKEN] and backend.wait(int(state[IN_FLIGHT])))
+    finally:
+        if not has_ended:
+            _lost.append(memory)
 
 
 class QueueEngine(Engine):
@@ -91,11 +118,19 @@ class QueueEngine(Engine):
     depth
         1 to 4096.
 
+    Attributes
+    ----------
+    limit_bytes
+        The longest read of several records.
+
     Raises
     ------
     BackendUnavailable
         The files' system refuses direct reads, or this one the engine's way of asking.
     """
+
+    drives_ring: ClassVar[bool]
+    """Whether `view` is a `Ring`, otherwise it is a `Context`."""
 
     def __init__(self, table: RowFiles, places: Placements, *, depth: int = DEPTH) -> None:
         super().__init__(table)
@@ -106,8 +141,10 @@ class QueueEngine(Engine):
         self._files = ReadFiles(self.name, table, places, direct=True)
         longest = max(part.n_bytes for part in table.parts) + 2 * self._files.unit
         self._slot_bytes = -(-max(longest, _MIN_SLOT_BYTES) // PAGE_BYTES) * PAGE_BYTES
+        self.limit_bytes = self._slot_bytes - 2 * self._files.unit
         self._idle: list[Queue] = []
         self._queues: weakref.WeakSet[Queue] = weakref.WeakSet()
+        self._is_released = False
         _all.add(self)
         try:
             # Whether the system allows it is known before the first read.
@@ -115,6 +152,8 @@ class QueueEngine(Engine):
         except BaseException:
             self._files.close()
             raise
+        if len(places.parts) == 1:
+            self.warm = ShortReads(self, places, self._files, self._leases.gate())
 
     @abstractmethod
     def _make(self, memory: NDArray[np.uint8], fds: NDArray[np.int64]) -> Backend:
@@ -137,7 +176,7 @@ class QueueEngine(Engine):
         return _Begun(self, queue, work, lambda: self._read_all(reads, out, threads))
 
     def _plan(self, batch: Batch, items: Items | None) -> Reads:
-        return self._files.plan(batch, items, self._slot_bytes - 2 * self._files.unit)
+        return self._files.plan(batch, items, self.limit_bytes)
 
     def _work(self, reads: Reads, out: NDArray[np.uint8], counter: NDArray[np.int64]) -> Work:
         files = self._files
@@ -177,14 +216,28 @@ class QueueEngine(Engine):
     def _advance(self, queue: Queue, work: Work, *, may_wait: bool) -> None:
         self._drive(queue, work, AT_ONCE, may_wait=may_wait)
 
+    def borrow(self) -> Queue | None:
+        """A queue that nobody uses, which must be given back by `keep`; None if there is none."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return None
+
+    def keep(self, queue: Queue) -> None:
+        """Keep a queue with nothing in flight for the next call."""
+        if queue.state[IS_BROKEN]:
+            queue.backend.close()
+            return
+        queue.state[CODE] = 0
+        self._idle.append(queue)
+        # Whoever closed the engine meanwhile has not seen this one.
+        if self._is_released:
+            self._close_idle()
+
     def _end(self, queue: Queue) -> None:
         """Keep the queue for the next call, and raise what went wrong."""
         state = queue.state.tolist()
-        if state[IS_BROKEN]:
-            queue.backend.close()
-        else:
-            queue.state[CODE] = 0
-            self._idle.append(queue)
+        self.keep(queue)
         if state[CODE] == 0:
             return
         if state[FILE] != NO_FILE:
@@ -196,10 +249,7 @@ class QueueEngine(Engine):
         raise error
 
     def _take_queue(self) -> Queue:
-        try:
-            return self._idle.pop()
-        except IndexError:
-            return self._make_queue()
+        return self.borrow() or self._make_queue()
 
     def _make_queue(self) -> Queue:
         queue = Queue(self.depth, self._slot_bytes, lambda memory: self._make(memory, self._files.fds))
@@ -207,14 +257,19 @@ class QueueEngine(Engine):
         return queue
 
     def _release(self) -> None:
-        while self._idle:
-            self._idle.pop().backend.close()
+        self._is_released = True
+        self._close_idle()
         self._files.close()
+
+    def _close_idle(self) -> None:
+        while (queue := self.borrow()) is not None:
+            queue.backend.close()
 
     def _after_fork(self) -> None:
         """Reads in flight are the parent's, and so is what asked for them."""
         for queue in list(self._queues):
             queue.is_forgotten = True
+            queue.abandoned.detach()
             queue.backend.forget()
         self._idle.clear()
         self._queues.clear()
@@ -229,6 +284,65 @@ def next_threads(n_threads: int, n_rounds: int, n_busy: int, *, most: int) -> in
     if 2 * n_busy > n_rounds:
         return min(2 * n_threads, most)
     return max(n_threads // 2, 1) if 10 * n_busy < n_rounds else n_threads
+
+
+class ShortReads:
+    """The short way to a few records that are read from files: one compiled call for all of it.
+
+    What it declines, or fails to read, is found out, and named, by who goes the long way. It holds the engine's gate
+    while it reads, and one of the engine's idle queues; where there is none it declines.
+    """
+
+    def __init__(self, engine: QueueEngine, places: Placements, files: ReadFiles, gate: NDArray[np.int64]) -> None:
+        (part,) = places.parts
+        head = np.zeros(queue_kernels.PLAN_HEAD, np.int64)
+        for word, value in (
+            (queue_kernels.GATE, gate.ctypes.data),
+            (queue_kernels.MOST_ROWS, SHORT_ROWS),
+            (queue_kernels.N_LAYERS, len(places.n_rows)),
+            (queue_kernels.N_COLUMNS, engine.stored.spec.n_columns),
+            (queue_kernels.N_EXTENTS, len(places.file_idx)),
+            (queue_kernels.CELL_ROWS, part.cell_rows),
+            (queue_kernels.CELL_BYTES, part.cell_bytes),
+            (queue_kernels.ROW_BYTES, part.n_bytes),
+            (queue_kernels.UNIT, files.unit),
+            (queue_kernels.LIMIT_BYTES, engine.limit_bytes),
+        ):
+            head[word] = value
+        spots = places.in_files(files.spots).bases
+        self._plan = np.concatenate([head, places.extent_words(spots), files.spots.view(np.int64)])
+        # The plan names the gate by its address.
+        self._gate = gate
+        self._drives_ring = engine.drives_ring
+        self._kernels: dict[int, Any] = {}
+        # The engine holds this one, and is to end with its last user.
+        self._engine = weakref.ref(engine)
+
+    def fetch_tokens(self, rows: Any, out: Any) -> int:
+        """As `WarmPath.fetch_tokens`; another answer than DONE says nothing about what is in `out`."""
+        return self._fetch(3, 0, rows, out)
+
+    def fetch_rows(self, layer: int, rows: Any, out: Any) -> int:
+        """As `WarmPath.fetch_rows`; likewise."""
+        return self._fetch(1, layer, rows, out)
+
+    def _fetch(self, n_dims: int, layer: int, rows: Any, out: Any) -> int:
+        engine = self._engine()
+        queue = None if engine is None else engine.borrow()
+        if engine is None or queue is None:
+            return _NO_QUEUE
+        # Ctrl-C between these lines drops the queue, and costs a ring: whatever the kernel asked for has come when it
+        # returns.
+        try:
+            kernel = self._kernels.get(n_dims) or self._compile(n_dims, queue)
+            return int(kernel(self._plan, layer, rows, out, queue.backend.view, queue.slots, queue.state, AT_ONCE))
+        finally:
+            engine.keep(queue)
+
+    def _compile(self, n_dims: int, queue: Queue) -> Any:
+        typeof: Callable[[Any], Any] = numba.typeof
+        types = typeof(queue.backend.view), typeof(queue.slots)
+        return self._kernels.setdefault(n_dims, short_kernel(n_dims, self._drives_ring, types))
 
 
 class _Begun:

@@ -17,50 +17,11 @@ from engram_tables.memory import claim, copy_bytes, load_int32
 
 END_OF_FILE = -1
 _EINTR = 4
-_PAGE = np.uint64(4096)
 
 _external: Any = types.ExternalFunction
 _pread = _external("pread", types.int64(types.int32, types.uint64, types.uint64, types.int64))
 _mincore = _external("mincore", types.int32(types.uint64, types.uint64, types.uint64))
 _errno_address = _external("__errno_location" if sys.platform.startswith("linux") else "__error", types.uint64())
-
-
-@njit(cache=True, nogil=True)
-def group_reads(
-    spots: Any, order: Any, n_records: Any, part_bytes: Any, file_spots: Any, unit: Any, limit_bytes: Any, starts: Any,
-    windows: Any,
-) -> Any:  # fmt: skip
-    """Cut sorted spots into reads: what begins in a page that the read before touches joins that read.
-
-    `spots` is uint64 (n,), ascending, duplicates welcome, and `order` int64 (n,) says which item each one is;
-    `part_bytes` is uint64 (parts,), `file_spots` uint64 (files,), ascending. `starts` int64 (n + 1,) gets where each
-    read's items begin, and n at the end; `windows` int64 (n, 3) each read's file, offset in it (a multiple of `unit`)
-    and the bytes that are needed from there. Returns the number of reads. None is longer than `limit_bytes`, rounded
-    up to the unit, but one part that is longer by itself.
-    """
-    unit = np.uint64(unit)
-    n_reads = 0
-    file, n_files = 0, file_spots.shape[0]
-    window, window_stop = np.uint64(0), np.uint64(0)
-    for k in range(spots.shape[0]):
-        start = spots[k] // unit * unit
-        needed_stop = spots[k] + part_bytes[order[k] // n_records]
-        stop = (needed_stop + unit - np.uint64(1)) // unit * unit
-        pages_stop = (window_stop + _PAGE - np.uint64(1)) // _PAGE * _PAGE
-        if k == 0 or start >= pages_stop or stop - window > np.uint64(limit_bytes):
-            while file + 1 < n_files and file_spots[file + 1] <= spots[k]:
-                file += 1
-            starts[n_reads] = k
-            windows[n_reads, 0], windows[n_reads, 1] = file, np.int64(start - file_spots[file])
-            windows[n_reads, 2] = np.int64(needed_stop - start)
-            n_reads += 1
-            window, window_stop = start, stop
-        else:
-            window_stop = max(window_stop, stop)
-            # The last part to begin need not be the last to end.
-            windows[n_reads - 1, 2] = max(windows[n_reads - 1, 2], np.int64(needed_stop - window))
-    starts[n_reads] = spots.shape[0]
-    return n_reads
 
 
 @njit(cache=True, nogil=True)
@@ -100,7 +61,7 @@ def read_groups(
 ) -> None:
     """One worker: take `n_at_once` reads at a time until none is left, and copy out what belongs to their records.
 
-    `reads` is (starts, windows, n_reads, spots, order) as `group_reads` left them, `fds` int64 (files,); `plan` is
+    `reads` is (starts, windows, n_reads, spots, order) as in `descriptors.Reads`, `fds` int64 (files,); `plan` is
     (n_records, row_bytes, unit, first byte of each part in its record uint64 (parts,), bytes of each part uint64
     (parts,)). On an error `failure` int64 (4,) gets code, file, offset and bytes asked for, and all workers stop.
     """

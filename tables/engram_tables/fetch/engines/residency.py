@@ -52,8 +52,9 @@ class Residency:
         uint8: bit `p & 7` of byte `p >> 3` says that page p of the mapped region is in memory.
     is_known
         Whether a refresh has filled the map. Until then only what was looked up is in it.
-    is_whole
-        Whether everything was in memory at the last refresh, and nothing has contradicted that since.
+    is_whole, whole
+        Whether everything was in memory at the last refresh, and nothing has contradicted that since; the same as uint8
+        (1,), for kernels.
     is_answered
         Whether the system tells this process what is in memory: of files that it neither owns nor may write Linux
         says that all is.
@@ -80,9 +81,19 @@ class Residency:
         self._under_way: dict[int, object] = {}
         self._n_corrections = 0
         self._rows_since_refresh, self._is_wanted = 0, False
-        self.is_known = self.is_whole = False
+        self.whole = np.zeros(1, np.uint8)
+        self.is_known = False
         self.is_answered = all(_is_answered(file) for file in stored.files)
         self.n_refreshes = self.n_looked_up = 0
+
+    @property
+    def is_whole(self) -> bool:
+        """See the class."""
+        return bool(self.whole[0])
+
+    @is_whole.setter
+    def is_whole(self, is_whole: bool) -> None:
+        self.whole[0] = is_whole
 
     def first_look(self) -> None:
         """Fill the map if that takes milliseconds: of files wholly in memory, wholly out, or small."""

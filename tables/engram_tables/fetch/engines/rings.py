@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from engram_tables.errors import BackendUnavailable
 from engram_tables.fetch.engines.queue_kernels import Context, Ring
 
-_SETUP, _REGISTER = 425, 427
+_SETUP, _ENTER, _REGISTER = 425, 426, 427
+_GETEVENTS = 1
 _IO_SETUP, _IO_DESTROY = (206, 207) if platform.machine() == "x86_64" else (0, 1)
 _READ, _READ_FIXED = 22, 4
 _FIXED_FILE = 1
@@ -122,6 +123,16 @@ class UringRing:
         self.view = self.view._replace(fds=fds, head=np.uint64(opcode | flags << 8))
         return frozenset(registered)
 
+    def wait(self, n_in_flight: int) -> bool:
+        """Wait until so many reads have ended, whose answers nobody wants; False if the system does not let it."""
+        while (view := self.view) is not None:
+            n_there = int(view.words[view.cq_tail]) - int(view.words[view.cq_head])
+            if n_there % (1 << 32) >= n_in_flight:
+                return True
+            if _call(_ENTER, self._fd, 0, n_in_flight, _GETEVENTS, 0, 0) < 0 and ctypes.get_errno() != errno.EINTR:
+                return False
+        return False
+
     def close(self) -> None:
         """Give the ring back; called again, there is nothing left to give."""
         self._finalize()
@@ -189,6 +200,12 @@ class AioContext:
             events=np.zeros((n_slots, 4), np.uint64),
             context=context.value,
         )
+
+    def wait(self, n_in_flight: int) -> bool:
+        """As `UringRing.wait`; the context is given back."""
+        del n_in_flight
+        self.close()
+        return True
 
     def close(self) -> None:
         """Wait for what is in flight and give the context back; called again, there is nothing left to give."""

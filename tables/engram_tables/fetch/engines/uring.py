@@ -27,6 +27,7 @@ class UringEngine(QueueEngine):
     """
 
     name = "uring"
+    drives_ring = True
 
     def __init__(self, table: RowFiles, places: Placements, **options: Any) -> None:
         for file in table.files:
