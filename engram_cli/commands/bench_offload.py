@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -14,6 +15,7 @@ from engram_cli.commands.bench_offload_view import show_bench, show_overlap
 from engram_cli.options import Exclude, Force, Glob, JsonFlag, Threads, VocabFile
 
 if TYPE_CHECKING:
+    from engram_tables.fetch.tiers.budget import MemoryTier
     from engram_tables.measure.offload.plan import BenchPlan
 
 
@@ -21,7 +23,8 @@ _MODEL = "engram-paper-4b"
 # Options of a benchmark without --overlap, as they are when nobody gives them.
 _ALONE: dict[str, object] = {
     "plot": None, "state": None, "tokens": None, "rows_per_batch": None, "streams": "1", "depths": None, "bounds": True,
-    "repeats": 5, "seconds": 0.4, "batch_seconds": 3.0, "read_threads": None,
+    "repeats": 5, "seconds": 0.4, "batch_seconds": 3.0, "read_threads": None, "tier": None, "gpu_cache": None,
+    "hot_list": None, "fill_tokens": None,
 }  # fmt: skip
 
 
@@ -110,6 +113,32 @@ def bench_offload(
     read_threads: Annotated[
         int | None, typer.Option("--read-threads", min=1, help="Threads that read from disk; 64 by default.")
     ] = None,
+    tier: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tier",
+            metavar="SIZE[:locked][:node=N]",
+            help="Measure also with so much host memory in front, beside the engine without it: 2GiB. Several with "
+            "commas or by repeating; 2GiB+64GiB:node=1 is one behind the other.",
+        ),
+    ] = None,
+    gpu_cache: Annotated[
+        list[str] | None,
+        typer.Option("--gpu-cache", metavar="SIZE", help="With --to gpu: so much of its memory in front, as --tier."),
+    ] = None,
+    hot_list: Annotated[
+        Path | None, typer.Option("--hot-list", metavar="FILE", help="Rows that --tier and --gpu-cache begin with.")
+    ] = None,
+    fill_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--fill-tokens",
+            metavar="N",
+            min=0,
+            help="Tokens looked up first, to fill --tier and --gpu-cache: 16384, and 0 with a hot list or --state "
+            "as-is.",
+        ),
+    ] = None,
     overlap: Annotated[
         bool,
         typer.Option("--overlap", help="Instead: what an offloaded table costs a model that runs at the same time."),
@@ -134,6 +163,9 @@ def bench_offload(
     setting is changed. Engines that the machine refuses are listed with the reason, and what cannot run here is
     `waived` with its own, as --to gpu without a GPU.
 
+    --tier and --gpu-cache fill memory with the first half of the text, or from a hot list, and measure the second half
+    with and without it by turns: hits, rates, latencies, and bytes held.
+
     --overlap runs matrix products of a named model's layers beside the fetches, and reports how much slower they get.
     --plot needs pip install 'engram-tables\\[report]'.
 
@@ -143,6 +175,7 @@ def bench_offload(
       engram bench-offload my-table --corpus notes.txt --from nvme --tokens 1,2,4,8 --streams 1,4
       engram bench-offload my-table --trace trace --from auto --state as-is
       engram bench-offload my-table --corpus notes.txt --record run.json --plot run.svg
+      engram bench-offload my-table --corpus /usr/share/doc --from nvme --tier 64MiB,1GiB
       engram bench-offload my-table --trace trace --to gpu
       engram bench-offload --overlap --model engram-paper-4b --from dram
     """
@@ -156,6 +189,7 @@ def bench_offload(
         _refuse_with_overlap(
             plot=plot, state=state, tokens=tokens, rows_per_batch=rows_per_batch, streams=streams, depths=depths,
             bounds=bounds, repeats=repeats, seconds=seconds, batch_seconds=batch_seconds, read_threads=read_threads,
+            tier=tier, gpu_cache=gpu_cache, hot_list=hot_list, fill_tokens=fill_tokens,
         )  # fmt: skip
     elif model != _MODEL:
         raise InvalidInput("--model: found no --overlap, expected it, whose load the model is; give both or neither")
@@ -167,6 +201,8 @@ def bench_offload(
             raise InvalidInput(f"--record, --plot: found {plot} for both, expected two files; name another")
     if record_file is not None:
         refuse_existing(record_file, force=force)
+    for output in filter(None, (record_file, plot)):
+        _check_writable(output)
     if overlap:
         record = _overlap(table, text, source=source, to=to, engine=engine, model=model, threads=threads)
     else:
@@ -174,8 +210,16 @@ def bench_offload(
             source=source, to=to, state=state, engine=engine, tokens=tokens, rows_per_batch=rows_per_batch,
             streams=streams, depths=depths, bounds=bounds, repeats=repeats, seconds=seconds,
             batch_seconds=batch_seconds, threads=threads, read_threads=read_threads,
+            tier=tier or [], gpu_cache=gpu_cache or [], hot_list=hot_list, fill_tokens=fill_tokens,
         )  # fmt: skip
         record = _bench(str(table), text, plan)
+    # What was measured is shown before it is written: a disk that is full takes none of it away.
+    if as_json:
+        console.emit(record)
+    elif overlap:
+        show_overlap(record)
+    else:
+        show_bench(record)
     if record_file is not None:
         try:
             with new_file(record_file, force=force) as file:
@@ -183,19 +227,24 @@ def bench_offload(
         except OSError as error:
             error.add_note(f"while writing the record {record_file}")
             raise
+        console.say(f"wrote {record_file}")
     if plot is not None:
         from engram_tables.measure.offload.plot import write_plot
 
         write_plot(plot, record, force=force)
-    if as_json:
-        console.emit(record)
-    elif overlap:
-        show_overlap(record)
-    else:
-        show_bench(record)
-    if plot is not None:
         console.say(f"wrote {plot}")
     _fail_on_mismatch(record)
+
+
+def _check_writable(path: Path) -> None:
+    """`InvalidInput` where no file can be made beside `path`, before minutes of measuring are spent."""
+    from engram_tables.errors import InvalidInput
+
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise InvalidInput(
+            f"{path}: found the directory {path.parent} closed to writing, expected to make a file there; name another "
+            "place, or change its permissions"
+        )
 
 
 def _refuse_with_overlap(**given: Any) -> None:
@@ -212,10 +261,16 @@ def _refuse_with_overlap(**given: Any) -> None:
 
 
 def _plan(*, tokens: str | None, rows_per_batch: str | None, streams: str, depths: str | None, source: str | None,
-          to: str, state: str | None, **others: Any) -> BenchPlan:  # fmt: skip
+          to: str, state: str | None, tier: list[str], gpu_cache: list[str], **others: Any) -> BenchPlan:  # fmt: skip
     from engram_tables.errors import InvalidInput
     from engram_tables.measure.offload.plan import BATCH_TOKENS, DEPTHS, BenchPlan, Source, State, Target
+    from engram_tables.units import parse_bytes
 
+    if gpu_cache and to.strip() != "gpu":
+        raise InvalidInput(f"--gpu-cache: found --to {to[:40]}, expected --to gpu; add it, or ask for a --tier")
+    if (others["hot_list"] is not None or others["fill_tokens"] is not None) and not tier and not gpu_cache:
+        option = "--fill-tokens" if others["hot_list"] is None else "--hot-list"
+        raise InvalidInput(f"{option}: found nothing to fill, expected --tier SIZE or --gpu-cache SIZE; add one")
     if tokens is not None and rows_per_batch is not None:
         raise InvalidInput("--tokens, --rows-per-batch: found both, expected one of them; leave one out")
     return BenchPlan(
@@ -226,8 +281,32 @@ def _plan(*, tokens: str | None, rows_per_batch: str | None, streams: str, depth
         rows_per_batch=() if rows_per_batch is None else _numbers("--rows-per-batch", rows_per_batch),
         streams=_numbers("--streams", streams),
         depths=DEPTHS if depths is None else _numbers("--depths", depths),
+        tiers=tuple(_tiers(word) for words in tier for word in words.split(",")),
+        gpu_caches=tuple(parse_bytes(word.strip()) for words in gpu_cache for word in words.split(",")),
         **others,
     )
+
+
+def _tiers(text: str) -> tuple[MemoryTier, ...]:
+    """`2GiB:locked+64GiB:node=1`: tiers one behind the other, the nearest first."""
+    from engram_tables.errors import InvalidInput
+    from engram_tables.fetch.tiers.budget import MemoryTier
+    from engram_tables.units import parse_bytes
+
+    tiers = []
+    for word in text.split("+"):
+        size, *traits = word.strip().split(":")
+        options: dict[str, Any] = {}
+        for trait in traits:
+            node = re.fullmatch(r"node=([0-9]{1,6})", trait)
+            if trait != "locked" and node is None:
+                raise InvalidInput(
+                    f"--tier {text[:40]!r}: found {trait[:40]!r}, expected locked or node=N after a size; write it as "
+                    "2GiB:locked:node=1"
+                )
+            options |= {"is_locked": True} if node is None else {"node": int(node[1])}
+        tiers.append(MemoryTier(budget_bytes=parse_bytes(size), **options))
+    return tuple(tiers)
 
 
 def _bench(table: str, text: _Text, plan: BenchPlan) -> dict[str, Any]:

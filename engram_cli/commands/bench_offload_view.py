@@ -18,8 +18,9 @@ _TITLES = {
 }
 _COLUMNS = ("engine", "rows/s", "µs/row", "CPU µs", "p50", "p99", "p99.9", "of ceiling")
 _DEVICE_COLUMNS = (*_COLUMNS[:-1], "read ×", "of ceiling")
+_TIER_COLUMNS = ("in front", "held", "hits", "rows/s", "× alone", "CPU µs", "p50", "p99", "read ×")
 _OTHERS = "of what the device read was for other processes"
-_WIDTH = 100
+_WIDTH, _NAME_COLUMNS = 100, 22
 
 
 def show_bench(record: dict[str, Any]) -> None:
@@ -141,7 +142,70 @@ def _show_section(section: dict[str, Any], record: dict[str, Any]) -> None:
         section["points"], key=lambda point: (point["tokens_per_batch"], point["streams"])
     ):
         _show_points(list(group), n_tokens, n_streams, record["traces"][0]["name"])
+    if not section["points"]:
+        _line("nothing was measured here: no engine was left")
     _show_left_out(section["left_out"])
+    if "tiers" in section:
+        if section["left_out"]:
+            console.show()
+        _show_tiers(section["tiers"])
+
+
+def _show_tiers(tiers: dict[str, Any]) -> None:
+    """Memory in front of an engine, and that engine alone."""
+    if tiers["status"] != "measured":
+        _line(f"Memory in front: {tiers['status']}: {tiers['reason']}")
+        return
+    _line(f"Memory in front of {tiers['behind']}, filled {_spell_fill(tiers['fill'])}")
+    # A chain of tiers has a long name, and the page 100 columns.
+    names = dict.fromkeys(point["tier"] for point in tiers["points"] if len(point["tier"] or "") > _NAME_COLUMNS)
+    named = {name: f"chain {nth}" for nth, name in enumerate(names, 1)}
+    for name, short in named.items():
+        _line(f"{short}: {name}")
+    for left in tiers["left_out"]:
+        sizes = "" if left["rows_per_batch"] is None else f" at {left['rows_per_batch']:,} rows a batch"
+        _line(f"left out: {left['tier'] or 'all'}{sizes}: {left['reason']}")
+    for (n_rows, n_tokens, n_streams), group in groupby(tiers["points"], key=_shape):
+        streams = "" if n_streams == 1 else f", {n_streams} streams at once"
+        _line(f"{n_tokens:,} token{'s' * (n_tokens > 1)} a batch: {n_rows:,} rows{streams}")
+        console.show_table("", _TIER_COLUMNS, [_tier_row(point, named) for point in group])
+
+
+def _shape(point: dict[str, Any]) -> tuple[int, int, int]:
+    return point["rows_per_batch"], point["tokens_per_batch"], point["streams"]
+
+
+def _spell_fill(fill: dict[str, Any]) -> str:
+    ways = []
+    if fill["hot_list_rows"]:
+        ways.append(f"from a hot list of {fill['hot_list_rows']:,} rows")
+    if fill["tokens"]:
+        ways.append(
+            f"by a first pass of {fill['batches']:,} batch{'es' * (fill['batches'] > 1)}, {fill['tokens']:,} tokens of "
+            "the trace's first half"
+        )
+    return f"{' and '.join(ways) or 'by nothing: empty at the start'}; batches are of its second half"
+
+
+def _tier_row(point: dict[str, Any], named: dict[str, str]) -> tuple[str, ...]:
+    tier = point["tier"]
+    return (
+        f"none: {point['engine']}" if tier is None else named.get(tier, tier),
+        "-" if tier is None else _size(point["held_bytes"]),
+        "-" if point["hit_ratio"] is None else f"{point['hit_ratio']:.1%}",
+        _rate(point["rows_per_s"]),
+        f"{point['rows_per_s_over_alone']:.3g}",
+        _figure(point["cpu_us_per_row"]),
+        _time(point["batch_p50_us"]),
+        _time(point["batch_p99_us"]),
+        _read(point),
+    )
+
+
+def _size(n_bytes: int) -> str:
+    from engram_tables.units import format_bytes
+
+    return format_bytes(n_bytes).partition(" (")[0]
 
 
 def _show_refused(section: dict[str, Any]) -> None:
@@ -170,7 +234,9 @@ def _show_points(points: list[dict[str, Any]], n_tokens: int, n_streams: int, ma
 
 def _row(point: dict[str, Any], main: str) -> tuple[str, ...]:
     return (
-        point["engine"] if point["trace"] == main else f"  {point['trace']}: {point['engine']}",
+        point["engine"]
+        if point["trace"] == main
+        else f"  {point['trace']}: {point['engine'].removesuffix(' threads')}",
         _rate(point["rows_per_s"]),
         _figure(point["us_per_row"]),
         _figure(point["cpu_us_per_row"]),

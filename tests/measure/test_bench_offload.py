@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -79,6 +81,7 @@ def test_the_record(table_path: Path) -> None:
     assert warm["status"] == "measured"
     assert warm["residency"]["is_as_asked"]
     assert warm["residency"]["resident_bytes_before"] >= warm["residency"]["file_bytes"]
+    assert (warm["residency"]["huge_page_bytes"] or 0) < warm["residency"]["file_bytes"] + (2 << 20)
     seen = {point["engine"] for point in warm["points"]}
     assert seen >= {"mapping", "gather, 1 thread", "gather, all threads", "memory, 1 thread"}
     # Every engine is measured in memory, or it is said why not.
@@ -472,6 +475,40 @@ def test_a_record_and_a_picture_of_one_name(table_path: Path, tmp_path: Path) ->
     assert ended.exit_code == 3
     assert "expected two files" in ended.stderr
     assert not name.exists()
+
+
+def test_what_was_measured_is_shown_though_it_cannot_be_written(
+    table_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    quick = ["--tokens", "1", "--repeats", "1", "--seconds", "0", "--from", "dram", "--engine", "gather", "--json"]
+    monkeypatch.setattr("engram_tables.files.os.fsync", full)
+    given = ["bench-offload", str(table_path), *quick, "--record", str(tmp_path / "run.json")]
+    ended = CliRunner().invoke(app, given)
+    assert ended.exit_code == 5
+    assert "while writing the record" in ended.stderr
+    assert json.loads(ended.stdout)["sections"][0]["status"] == "measured"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_that_is_closed_to_writing_is_refused_at_once(table_path: Path, tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o500)
+    if os.access(closed, os.W_OK):
+        pytest.skip("this user may write everywhere")
+    ended = CliRunner().invoke(app, ["bench-offload", str(table_path), "--record", str(closed / "run.json")])
+    assert ended.exit_code == 3
+    assert "closed to writing" in ended.stderr
+
+
+def test_a_section_without_an_engine_says_so(table_path: Path) -> None:
+    quick = ["--tokens", "1", "--repeats", "1", "--seconds", "0", "--from", "dram", "--engine", "direct"]
+    ended = CliRunner().invoke(app, ["bench-offload", str(table_path), *quick])
+    assert ended.exit_code == 0, ended.output
+    assert "not direct: " in ended.stdout
+    assert "nothing was measured here: no engine was left" in ended.stdout
 
 
 def test_streams_that_memory_cannot_hold(table_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

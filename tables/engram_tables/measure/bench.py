@@ -15,6 +15,8 @@ from engram_tables.errors import BackendUnavailable, CapacityError, InvalidInput
 from engram_tables.fetch.gpu.device import Device
 from engram_tables.fetch.gpu.runtime import cuda_device
 from engram_tables.fetch.table import ENGINE_NAMES, Table, open_table
+from engram_tables.fetch.tiers.budget import MemoryTier, shape_for
+from engram_tables.fetch.tiers.hot_list import HotList, read_hot_list
 from engram_tables.measure.ceilings import bus_ceilings, disk_ceilings, memory_ceilings
 from engram_tables.measure.environment import command_line, describe, read_meminfo
 from engram_tables.measure.offload.blocks import block_reads, engines_with_depth
@@ -23,6 +25,7 @@ from engram_tables.measure.offload.gpu import measure_gpu_section
 from engram_tables.measure.offload.host import MEMORY_SHARE, Bench, measure_section
 from engram_tables.measure.offload.lookups import Lookups
 from engram_tables.measure.offload.plan import BenchPlan, Section, Source, State, Target
+from engram_tables.measure.offload.tiers import measure_tiers
 from engram_tables.measure.residency import evict
 from engram_tables.measure.trace import Trace, repeated_trace, stored_trace, text_trace, uniform_trace
 from engram_tables.storage.table.reader import StoredTable
@@ -76,11 +79,14 @@ def bench_offload(
     if corpus and trace is not None:
         raise InvalidInput("corpus, trace: found both, expected one of them; which lookups are to be measured?")
     if plan.engine is not None and plan.engine not in ENGINE_NAMES:
-        raise InvalidInput(f"engine {plan.engine!r}: not known, expected one of {', '.join(ENGINE_NAMES)}")
+        raise InvalidInput(f"engine {plan.engine!r}: not known, expected one of {', '.join(ENGINE_NAMES)}; name one")
     path = Path(table_path)
     with open_table(table_path) as table:
+        hot = _check_fronts(table, plan)
         main = _main_trace(table, corpus, trace, vocabulary, glob, exclude, plan.seed)
         bench = _prepare(path, table, main, plan, progress)
+        if plan.has_fronts:
+            _check_halves(main, max(bench.batches))
         record: dict[str, Any] = {
             "schema": SCHEMA,
             "command": command_line(),
@@ -92,13 +98,13 @@ def bench_offload(
         }
         _measure_ceilings(bench)
         if plan.to is Target.GPU:
-            record["sections"] = _gpu_sections(bench, device)
+            record["sections"] = _gpu_sections(bench, hot, device)
         else:
-            record["sections"] = [measure_section(bench, section) for section in plan.sections]
+            record["sections"] = [_section(bench, section, hot) for section in plan.sections]
         record["depths"] = _depths(bench)
     record["mismatches"] = bench.mismatches
     record["flags"] = [
-        *(flag for section in record["sections"] for point in section.get("points", ()) for flag in point["flags"]),
+        *(flag for section in record["sections"] for point in _all_points(section) for flag in point["flags"]),
         *_sweep_flags(record),
     ]
     if progress is not None:
@@ -130,7 +136,7 @@ def _prepare(path: Path, table: Table, main: Trace, plan: BenchPlan, progress: P
     for each in lookups.values():
         each.check(max(batches))
     _check_room(plan, max(first.n_rows(n_tokens) for n_tokens in batches) * table.row_bytes)
-    n_done, n_all = 0, len(plan.sections) * len(batches)
+    n_done, n_all = 0, len(plan.sections) * len(batches) * (1 + plan.has_fronts)
 
     def advance() -> None:
         nonlocal n_done
@@ -152,6 +158,33 @@ def _check_room(plan: BenchPlan, batch_bytes: int) -> None:
             f"streams: found {max(plan.streams)} with batches of up to {batch_bytes} bytes, {wanted} in all, expected "
             f"{int(available * MEMORY_SHARE)} at most, since {available} are free; ask for fewer streams or shorter "
             "batches"
+        )
+
+
+def _check_fronts(table: Table, plan: BenchPlan) -> HotList | None:
+    """The plan's hot list, read; what a table or this machine cannot do for its tiers is raised here, at once."""
+    n_rows = [layer.n_rows for layer in table.spec.layers]
+    tiers = [tier for chain in plan.tiers for tier in chain]
+    wanted = sum(shape_for(tier.budget_bytes, n_rows=n_rows, row_bytes=table.row_bytes).total_bytes for tier in tiers)
+    available = read_meminfo().get("MemAvailable")
+    if available is not None and wanted > available * MEMORY_SHARE:
+        raise CapacityError(
+            f"tiers: found {wanted} bytes in all, since they are measured by turns, expected "
+            f"{int(available * MEMORY_SHARE)} at most of the {available} that are free; ask for fewer or smaller ones"
+        )
+    if plan.hot_list is None:
+        return None
+    hot = read_hot_list(plan.hot_list)
+    hot.check_against(layer_ids=table.stored.layer_ids, n_rows=table.places.n_rows, fingerprint=table.spec.fingerprint)
+    return hot
+
+
+def _check_halves(main: Trace, n_tokens: int) -> None:
+    """Refuse batches that are longer than the half of the trace that tiers are measured on."""
+    if 2 * n_tokens > main.n_tokens:
+        raise InvalidInput(
+            f"trace: found {main.n_tokens} tokens, expected {2 * n_tokens} or more, since one half fills the tiers "
+            "and batches are drawn from the other; give more text, or smaller batches (--tokens)"
         )
 
 
@@ -188,7 +221,18 @@ def _depths(bench: Bench) -> list[dict[str, Any]]:
     return depth_sweeps(bench) if cold in bench.plan.sections and bench.plan.to is Target.HOST else []
 
 
-def _gpu_sections(bench: Bench, device: Callable[[], Device]) -> list[dict[str, Any]]:
+def _section(bench: Bench, section: Section, hot: HotList | None) -> dict[str, Any]:
+    found = measure_section(bench, section)
+    if bench.plan.has_fronts and found["status"] == "measured":
+        found["tiers"] = measure_tiers(bench, section, hot=hot)
+    return found
+
+
+def _all_points(section: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*section.get("points", ()), *section.get("tiers", {}).get("points", ())]
+
+
+def _gpu_sections(bench: Bench, hot: HotList | None, device: Callable[[], Device]) -> list[dict[str, Any]]:
     try:
         made = device()
     except BackendUnavailable as error:
@@ -196,7 +240,13 @@ def _gpu_sections(bench: Bench, device: Callable[[], Device]) -> list[dict[str, 
             {"source": section.source, "state": section.state, "status": "waived", "reason": str(error)}
             for section in bench.plan.sections
         ]
-    return [measure_gpu_section(bench, section, made) for section in bench.plan.sections]
+    sections = []
+    for section in bench.plan.sections:
+        found = measure_gpu_section(bench, section, made)
+        if bench.plan.has_fronts and found["status"] == "measured":
+            found["tiers"] = measure_tiers(bench, section, hot=hot, device=made)
+        sections.append(found)
+    return sections
 
 
 def _sweep_flags(record: dict[str, Any]) -> list[str]:
@@ -224,6 +274,19 @@ def _describe_plan(plan: BenchPlan, bench: Bench) -> dict[str, Any]:
         "threads": plan.threads,
         "read_threads": plan.read_threads,
         "seed": plan.seed,
+        "tiers": [[_describe_tier(tier) for tier in tiers] for tiers in plan.tiers],
+        "gpu_caches": list(plan.gpu_caches),
+        "hot_list": None if plan.hot_list is None else str(plan.hot_list),
+        "fill_tokens": plan.fill_tokens,
+    }
+
+
+def _describe_tier(tier: MemoryTier) -> dict[str, Any]:
+    return {
+        "budget_bytes": tier.budget_bytes,
+        "pinned_bytes": tier.most_pinned_bytes,
+        "node": tier.node,
+        "is_locked": tier.is_locked,
     }
 
 

@@ -114,7 +114,7 @@ def _measure(
             if not _is_verified(bench, section, name, path, n_tokens):
                 continue
             case = Case(
-                bench.path, lookups, partial(_fetch, path), [np.empty(0, np.uint8)], n_tokens=n_tokens,
+                bench.path, lookups, partial(fetch_to_device, path), [np.empty(0, np.uint8)], n_tokens=n_tokens,
                 cold_files=cold, settle=settler(bench.table, engine),
             )  # fmt: skip
             cases[name] = case, path
@@ -132,7 +132,7 @@ def _measure(
     return points
 
 
-def _fetch(path: DevicePath, asked: Asked, out: NDArray[np.uint8]) -> None:
+def fetch_to_device(path: DevicePath, asked: Asked, out: NDArray[np.uint8]) -> None:
     """One batch, until its records are on the device."""
     del out
     assert asked.addresses is not None

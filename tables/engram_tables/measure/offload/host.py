@@ -182,6 +182,11 @@ def settler(table: Table, name: str | Engine) -> Callable[[], None]:
     return settle
 
 
+def warm_ups_of(state: State) -> int:
+    """Rounds before the timed ones. One of them would change what is to be left as it is."""
+    return {State.WARM: 2, State.COLD: 3, State.AS_IS: 0}[state]
+
+
 def _one(table: Table, name: str, engine: str | Engine, threads: int | None) -> Contender:
     return Contender(name, engine, threads, fetcher(table, engine, threads))
 
@@ -193,11 +198,12 @@ def _variants(table: Table, name: str, engine: str | Engine, threads: int | None
 
 def _fill_page_tables(bench: Bench, engine: Engine) -> dict[str, Any]:
     """Touch every page that the engine copies from, so that a batch pays for no page fault: it did before."""
-    views: list[Any] = [bench.table.stored.mapping(k) for k in range(len(bench.files))]
-    views += engine.views() if hasattr(engine, "views") else []
-    for view in views:
+    mapped: list[Any] = [bench.table.stored.mapping(k) for k in range(len(bench.files))]
+    views: list[Any] = list(engine.views()) if hasattr(engine, "views") else []
+    for view in mapped + views:
         touch_pages(view, PAGE_BYTES)
-    return {"huge_page_bytes": huge_page_bytes(views)}
+    # Views are second mappings of the same files: counted together they would be more than the files.
+    return {"huge_page_bytes": huge_page_bytes(views or mapped)}
 
 
 def _private_copy(
@@ -282,9 +288,10 @@ def _measure(
             )
             for contender in sound
         }  # fmt: skip
-        # A warm-up would change what is to be left as it is.
-        warm_ups = {State.WARM: 2, State.COLD: 3, State.AS_IS: 0}[section.state]
-        take_turns(list(cases.values()), repeats=bench.plan.repeats, seconds=bench.plan.seconds, warm_ups=warm_ups)
+        take_turns(
+            list(cases.values()), repeats=bench.plan.repeats, seconds=bench.plan.seconds,
+            warm_ups=warm_ups_of(section.state),
+        )  # fmt: skip
         for contender, case in cases.items():
             point = make_point(
                 case, section=section, engine=contender.name, threads=contender.threads, trace=trace,

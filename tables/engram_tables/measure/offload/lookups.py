@@ -6,7 +6,8 @@ It reads rows only through the table, and times nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,6 +61,18 @@ class Lookups:
         shape = trace.addresses.rows.shape
         self.rows_per_token = float(shape[1] * shape[2] if self._part is None else self._part.rows_per_token)
 
+    @property
+    def n_tokens(self) -> int:
+        """Of the trace."""
+        return self._n_tokens
+
+    def halves(self) -> tuple[Lookups, Lookups]:
+        """The trace's beginning and its end, so that memory filled by one is measured on text that it has not seen."""
+        middle = -(-self._n_tokens // 2)
+        first, second = self._trace.batch(0, middle), self._trace.batch(middle, self._n_tokens - middle)
+        of_half = partial(Lookups, self._table, seed=self._seed)
+        return of_half(replace(self._trace, addresses=first)), of_half(replace(self._trace, addresses=second))
+
     def rng(self) -> np.random.Generator:
         """What batches are drawn by: each engine takes one of its own, so that all are asked for the same ones."""
         return np.random.default_rng(self._seed)
@@ -86,7 +99,10 @@ class Lookups:
 
     def draw(self, n_tokens: int, rng: np.random.Generator) -> Asked:
         """A run of tokens from a random place of the trace."""
-        start = int(rng.integers(0, self._n_tokens - n_tokens + 1))
+        return self.at(int(rng.integers(0, self._n_tokens - n_tokens + 1)), n_tokens)
+
+    def at(self, start: int, n_tokens: int) -> Asked:
+        """A run of tokens from position `start` of the trace, or nearest to it where a part of the rows is here."""
         if self._part is not None:
             return self._part.batch(start / self._n_tokens, n_tokens)
         addresses = self._trace.batch(start, n_tokens)

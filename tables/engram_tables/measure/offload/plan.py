@@ -6,11 +6,14 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 from engram_tables.errors import InvalidInput
+from engram_tables.fetch.tiers.budget import MemoryTier
 
 BATCH_TOKENS = (1, 8, 512, 8192)
 DEPTHS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+FILL_TOKENS = 16_384
 
 
 class Source(StrEnum):
@@ -94,6 +97,15 @@ class BenchPlan:
         Threads of the engines that copy; None means all usable CPUs.
     read_threads
         Threads of the engines that read with threads; None means their default.
+    tiers
+        Host memory to measure in front of an engine, beside that engine without it. Each entry is one measured plan:
+        its tiers, the nearest one first.
+    gpu_caches
+        Bytes of the GPU's memory to measure in front of an engine in the same way; with `to` GPU alone.
+    hot_list
+        Rows to begin with, for each of them.
+    fill_tokens
+        Tokens looked up before measuring, so that use fills the memory. None: 16,384 without a hot list, 0 with one.
     """
 
     sources: tuple[Source, ...] | None = None
@@ -110,9 +122,14 @@ class BenchPlan:
     batch_seconds: float = 3.0
     threads: int | None = None
     read_threads: int | None = None
+    tiers: tuple[tuple[MemoryTier, ...], ...] = ()
+    gpu_caches: tuple[int, ...] = ()
+    hot_list: Path | None = None
+    fill_tokens: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
+        self._check_fronts()
         for name, figures in (
             ("tokens", self.tokens),
             ("rows per batch", self.rows_per_batch or (1,)),
@@ -135,6 +152,26 @@ class BenchPlan:
         for source, state, instead in _NEVER:
             if self.state is state and source in (self.sources or ()):
                 raise InvalidInput(f"source {source}, state {state}: found both, expected one of them; {instead}")
+
+    def _check_fronts(self) -> None:
+        if not all(self.tiers):
+            raise InvalidInput("tiers: found an entry of none, expected one tier or more in each; leave it out")
+        if self.gpu_caches and (self.to is not Target.GPU or min(self.gpu_caches) < 1):
+            found = f"{_listed(self.gpu_caches)} bytes to {self.to}"
+            raise InvalidInput(f"gpu caches: found {found}, expected 1 byte or more, to a gpu; mend them or leave out")
+        for name, entries in (("tiers", self.tiers), ("gpu caches", self.gpu_caches)):
+            if len(set(entries)) < len(entries):
+                raise InvalidInput(f"{name}: found one of them twice, expected each once; leave the second out")
+        for option, given in (("hot list", self.hot_list), ("fill tokens", self.fill_tokens)):
+            if given is not None and not self.has_fronts:
+                raise InvalidInput(f"{option}: found no tier and no cache to fill, expected one; name its bytes")
+        if self.fill_tokens is not None and self.fill_tokens < 0:
+            raise InvalidInput(f"fill tokens: found {self.fill_tokens}, expected 0 or more; name another number")
+
+    @property
+    def has_fronts(self) -> bool:
+        """Whether memory in front of engines is measured."""
+        return bool(self.tiers or self.gpu_caches)
 
     @property
     def sections(self) -> tuple[Section, ...]:

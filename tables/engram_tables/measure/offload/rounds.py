@@ -192,15 +192,20 @@ def take_turns(
 
     A case is done with `repeats` batches and `seconds` of timed work, or `MOST_ROUNDS`; the others go on.
     """
-    for case in cases:
-        for _ in range(warm_ups):
-            # What takes so long is not made noticeably quicker by another one.
-            if case.warm_up() > _SLOW_ROUND_NS:
-                break
+    warm_up(cases, warm_ups)
     while active := [case for case in cases if case.wants_more(repeats, seconds)]:
         for case in active:
             case.round()
         advance()
+
+
+def warm_up(cases: Sequence[Case], times: int) -> None:
+    """Rounds that are thrown away, `times` of each case, or until one takes long."""
+    for case in cases:
+        for _ in range(times):
+            # What takes so long is not made noticeably quicker by another one.
+            if case.warm_up() > _SLOW_ROUND_NS:
+                break
 
 
 def mismatch(records: NDArray[np.uint8], expected: NDArray[np.uint8]) -> tuple[int, int] | None:
