@@ -1,0 +1,34 @@
+"""One question: this machine, this table, this placement."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engram_tables.measure.doctor.findings import Placement
+from engram_tables.measure.doctor.subject import Subject
+from engram_tables.measure.doctor.system import Mount, System
+from engram_tables.measure.doctor.tries import Tries
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """What every check is given."""
+
+    system: System
+    subject: Subject
+    placement: Placement
+    tries: Tries
+
+    @property
+    def host_bytes(self) -> int | None:
+        """Host memory that is still to be taken; None where no size was named."""
+        return self.subject.host_bytes(self.system, self.placement)
+
+    @property
+    def mount(self) -> Mount | None:
+        """Of the table's files."""
+        return None if self.subject.place is None else self.system.mount_of(self.subject.place)
+
+    def is_for(self, *placements: Placement) -> bool:
+        """Whether it is about one of these."""
+        return self.placement in placements
