@@ -117,7 +117,7 @@ def _draw(name: str, rng: np.random.Generator, table: Table, scratch: Path, left
     """Rows of the next batch, after the page cache was emptied of what an engine may find there."""
     if name in CACHED:
         of_peer = sorted((scratch / PEER).iterdir()) if name == PEER else None
-        left[name].append(evict(of_peer or [file.path for file in table.stored.files]))
+        left[name].append(evict(of_peer or table.stored.files))
     rows = rng.integers(0, table.spec.n_rows, BATCH_ROWS)
     return rows.tolist() if name == PEER else rows
 

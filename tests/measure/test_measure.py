@@ -28,6 +28,7 @@ from engram_tables.measure.timing import Case, interleave, summarise
 from engram_tables.measure.trace import repeated_trace, stored_trace, text_trace, uniform_trace, unique_ratio
 from engram_tables.memory import anonymous_bytes
 from engram_tables.storage.building.writer import build_table, plan_table
+from engram_tables.storage.row_files import RowFile
 
 SPEC = AddressSpec(
     name="small",
@@ -281,3 +282,20 @@ def test_traces_of_text_respect_documents(tmp_path: Path) -> None:
         assert (cut.n_tokens, cut.description["text_bytes"]) == (2, 12)
         with pytest.raises(InvalidInput, match="found no token"):
             text_trace(table, [corpus], text_bytes=0)
+
+
+def test_a_replaced_file_is_not_mistaken_for_the_one_that_is_read(tmp_path: Path) -> None:
+    path, other = tmp_path / "rows", tmp_path / "new"
+    for file in (path, other):
+        file.write_bytes(os.urandom(4 << 20))
+    with path.open("rb") as opened:
+        of_table = RowFile(path=path, file_bytes=4 << 20, fd=opened.fileno())
+        with mmap.mmap(of_table.fd, 0, prot=mmap.PROT_READ) as mapping:
+            preload([of_table, other])
+            other.replace(path)
+            assert mapping[0] == os.pread(of_table.fd, 1, 0)[0]
+            assert resident_bytes([of_table]) == 4 << 20
+            if evict([of_table]) == 4 << 20:
+                pytest.skip("the filesystem does not evict files")
+            assert resident_bytes([of_table]) < 4 << 20
+            assert resident_bytes([path]) == 4 << 20

@@ -182,7 +182,7 @@ def _engine_name(table: Table, source: str, engine: str | None) -> tuple[str, st
 
 def _prepare(table: Table, source: str) -> int | None:
     """Files in memory, or out of it; as they are for `auto`. What was made in memory is there."""
-    files = [file.path for file in table.stored.files]
+    files = table.stored.files
     if isinstance(table.stored, GeneratedRows):
         return None
     if source == NVME:

@@ -6,10 +6,11 @@ No system setting is changed: files are evicted one by one, by advice, and what 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_tables.errors import BackendUnavailable
+from engram_tables.storage.row_files import RowFile
+
+File = Path | RowFile
+"""A file by its name, or one that a table has open: the very one that it reads, whatever bears its name by now."""
 
 _CACHESTAT = 451
 _CHUNK_BYTES = 1 << 30
@@ -32,13 +37,13 @@ class _Cachestat(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_uint64) for name in ("cache", "dirty", "writeback", "evicted", "recently_evicted"))
 
 
-def resident_bytes(paths: Iterable[Path]) -> int:
+def resident_bytes(files: Iterable[File]) -> int:
     """Bytes of the files that the page cache holds, in whole pages: by `cachestat`, or by `mincore` without
     it."""
-    return sum(_resident_bytes(path) for path in paths)
+    return sum(_resident_bytes(file) for file in files)
 
 
-def evict(paths: Iterable[Path]) -> int:
+def evict(files: Iterable[File]) -> int:
     """Ask the system to forget the files' pages; returns the bytes that are still in memory.
 
     This process's own mappings of the files let go of their pages first, and fault them in anew when they are touched.
@@ -51,46 +56,64 @@ def evict(paths: Iterable[Path]) -> int:
     """
     if not hasattr(os, "posix_fadvise"):
         raise BackendUnavailable("evicting files: this system has no posix_fadvise; cold reads cannot be measured")
-    paths = list(paths)
-    _let_go(paths)
-    for path in paths:
-        fd = os.open(path, os.O_RDONLY)
-        try:
+    files = list(files)
+    _let_go(files)
+    for file in files:
+        with _opened(file) as fd:
             # Dirty pages are not dropped; flushing what is clean takes milliseconds all the same.
             found = _cachestat(fd)
             if found is None or found.dirty or found.writeback:
                 os.fsync(fd)
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(fd)
-    return resident_bytes(paths)
+    return resident_bytes(files)
 
 
-def _let_go(paths: Iterable[Path]) -> None:
+@contextlib.contextmanager
+def _opened(file: File) -> Iterator[int]:
+    if isinstance(file, RowFile):
+        yield file.fd
+        return
+    fd = os.open(file, os.O_RDONLY)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _identity(file: File) -> tuple[int, int]:
+    """Device and inode."""
+    with _opened(file) as fd:
+        status = os.fstat(fd)
+    return status.st_dev, status.st_ino
+
+
+def _let_go(files: Iterable[File]) -> None:
     """Empty the page tables of this process's shared mappings of the files; their content is the files', so none is
     lost."""
     if not hasattr(mmap, "MADV_DONTNEED"):
         return
-    wanted = {path.stat().st_ino for path in paths}
+    wanted = {_identity(file) for file in files}
     libc = ctypes.CDLL(None, use_errno=True)
     try:
         lines = Path("/proc/self/maps").read_text().splitlines()
     except OSError:
         return
     for line in lines:
-        span, flags, _, _, inode, *_ = line.split(maxsplit=5)
-        if flags.endswith("s") and int(inode) in wanted:
+        span, flags, _, device, inode, *_ = line.split(maxsplit=5)
+        major, minor = (int(number, 16) for number in device.split(":"))
+        if flags.endswith("s") and (os.makedev(major, minor), int(inode)) in wanted:
             start, stop = (int(bound, 16) for bound in span.split("-"))
             libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), mmap.MADV_DONTNEED)
 
 
-def preload(paths: Iterable[Path]) -> None:
+def preload(files: Iterable[File]) -> None:
     """Read the files once from start to end, so that they are in memory if they fit."""
-    for path in paths:
-        with path.open("rb", buffering=0) as file:
-            block = bytearray(16 << 20)
-            while file.readinto(block):
-                pass
+    block = bytearray(16 << 20)
+    for file in files:
+        with _opened(file) as fd:
+            offset = 0
+            while n_read := os.preadv(fd, [block], offset):
+                offset += n_read
 
 
 def huge_page_bytes(arrays: Sequence[NDArray[Any]]) -> int | None:
@@ -114,16 +137,13 @@ def huge_page_bytes(arrays: Sequence[NDArray[Any]]) -> int | None:
     return total
 
 
-def _resident_bytes(path: Path) -> int:
-    fd = os.open(path, os.O_RDONLY)
-    try:
+def _resident_bytes(file: File) -> int:
+    with _opened(file) as fd:
         file_bytes = os.fstat(fd).st_size
         if file_bytes == 0:
             return 0
         pages = _cachestat_pages(fd)
         return (_mincore_pages(fd, file_bytes) if pages is None else pages) * mmap.PAGESIZE
-    finally:
-        os.close(fd)
 
 
 def _cachestat_pages(fd: int) -> int | None:

@@ -31,6 +31,7 @@ from engram_tables.measure.offload.plan import BenchPlan, Section, Source, State
 from engram_tables.measure.offload.points import hold_against, make_point
 from engram_tables.measure.offload.rounds import Case, mismatch, take_turns, touched_buffers
 from engram_tables.measure.residency import evict, huge_page_bytes, preload, resident_bytes
+from engram_tables.storage.row_files import RowFile
 from engram_tables.units import PAGE_BYTES
 
 MEMORY_SHARE = 0.6
@@ -77,8 +78,8 @@ class Bench:
     mismatches: list[dict[str, Any]] = field(default_factory=list)
 
     @property
-    def files(self) -> list[Path]:
-        return [file.path for file in self.table.stored.files]
+    def files(self) -> list[RowFile]:
+        return list(self.table.stored.files)
 
     @property
     def file_bytes(self) -> int:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from engram_tables.measure.contention import own_read_bytes
 from engram_tables.measure.environment import device_reads
 from engram_tables.measure.offload.lookups import Asked, Fetch, Lookups
-from engram_tables.measure.residency import evict
+from engram_tables.measure.residency import File, evict
 
 MOST_ROUNDS = 1000
 _DESCRIBED_BATCHES, _DESCRIBED_LARGE, _MANY_ROWS = 16, 4, 16_384
@@ -79,7 +79,7 @@ class Case:
 
     def __init__(
         self, path: Path, lookups: Lookups, fetch: Fetch, outs: Sequence[NDArray[np.uint8]], *, n_tokens: int,
-        cold_files: Sequence[Path] | None = None, settle: Callable[[], None] = lambda: None,
+        cold_files: Sequence[File] | None = None, settle: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         self.noted = Noted()
         self.n_tokens, self.n_streams = n_tokens, len(outs)
