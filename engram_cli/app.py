@@ -13,10 +13,13 @@ from engram_cli.commands import (
     count,
     counts,
     diff,
+    doctor,
     export,
     golden,
     hash,
     inspect,
+    plan,
+    simulate,
     spec,
     tokenize,
     trace,
@@ -34,6 +37,7 @@ spec_app = typer.Typer(name="spec", help="The constants that address a table.", 
 counts_app = typer.Typer(name="counts", help="What counts hold, and their sums.", no_args_is_help=True)
 golden_app = typer.Typer(name="golden", help="Golden vectors for other programs.", no_args_is_help=True)
 inspect_app = typer.Typer(name="inspect", help="Look inside tables and vocabularies.", no_args_is_help=True)
+plan_app = typer.Typer(name="plan", invoke_without_command=True, callback=guarded(plan.plan))
 
 app.command("build-vocab")(guarded(build_vocab.build_vocab))
 app.command("hash")(guarded(hash.hash_ids))
@@ -44,7 +48,10 @@ app.command("build-table")(guarded(build_table.build_table))
 app.command("verify")(guarded(verify.verify))
 app.command("diff")(guarded(diff.diff))
 app.command("export")(guarded(export.export))
+app.command("simulate")(guarded(simulate.simulate))
+app.command("doctor")(guarded(doctor.doctor))
 app.command("bench-offload")(guarded(bench_offload.bench_offload))
+plan_app.command("allocate")(guarded(plan.allocate))
 spec_app.command("list")(guarded(spec.list_presets))
 spec_app.command("show")(guarded(spec.show_spec))
 spec_app.command("make")(guarded(spec.make_spec))
@@ -63,6 +70,7 @@ app.add_typer(spec_app)
 app.add_typer(counts_app)
 app.add_typer(golden_app)
 app.add_typer(inspect_app)
+app.add_typer(plan_app)
 
 
 def _print_version(wanted: bool) -> None:

@@ -11,6 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from engram_cli.commands.build_bundles import (
+    BundleOptions,
+    bundle_alone,
+    bundle_beside,
+    plan_beside,
+    refuse_several,
+)
 from engram_cli.console import emit, progress, say, show, show_table, spell_vocabulary
 from engram_cli.options import (
     DryRun,
@@ -118,6 +125,26 @@ def build_table(
             help="With --from and --codec: n-gram counts of a corpus, by whose lookups rows weigh in the report.",
         ),
     ] = None,
+    bundles: Annotated[
+        Path | None,
+        typer.Option(
+            "--bundles",
+            metavar="COUNTS",
+            help="N-gram counts of a corpus: rows of its hot n-grams are laid together as well, in DIR/bundles, each "
+            "of which is then one read.",
+        ),
+    ] = None,
+    bundle_budget: Annotated[
+        str | None,
+        typer.Option("--bundle-budget", metavar="SIZE", help="With --bundles: bytes of their records and index."),
+    ] = None,
+    bundles_only: Annotated[
+        bool,
+        typer.Option(
+            "--bundles-only",
+            help="With --from and --bundles: make DIR the bundles of a table or checkpoint that stays where it is.",
+        ),
+    ] = False,
     shard_bytes: Annotated[
         str, typer.Option("--shard-bytes", metavar="SIZE", help="Largest size of one file.")
     ] = "4GiB",
@@ -147,6 +174,8 @@ def build_table(
       engram build-table --from DeepSeek-V4.1-Flash --layout page -o flash
       engram build-table --from hf://org/model --revision main --ranks 4 --by head -o ranks
       engram build-table --from Qwen3.8-Flash-Next --codec int4-g32 --counts counts -o small --json | jq .fidelity
+      engram build-table --from DeepSeek-V4.1-Flash -o flash --bundles counts --bundle-budget 8GiB
+      engram build-table --from flash --bundles-only -o flash/bundles --bundles counts --bundle-budget 8GiB
       engram build-table --from rows.bin --raw codec=bf16,first-byte=4096 --spec my.json -o my-table
     """
     from engram_tables.storage.building.writer import build_tables
@@ -161,6 +190,18 @@ def build_table(
         if value is not None:
             raise typer.BadParameter(f"{name} goes only {'with' if source is None else 'without'} --from")
     named = _NamedSpec(preset=preset, spec=spec, model=model, eos=eos, vocab=vocab)
+    wanted_bundles = _bundle_options(
+        bundles, bundle_budget, memory=memory, dry_run=dry_run, force=force, threads=threads, json=json
+    )
+    if bundles_only:
+        given = {name for name, value in source_only.items() if value is not None} | ({"--codec"} if codec else set())
+        if source is None or wanted_bundles is None or given or named.is_given or restart or layers is not None:
+            raise typer.BadParameter(
+                "--bundles-only goes with --from, --bundles and --bundle-budget, and no choice of "
+                "rows, codec or addressing"
+            )
+        bundle_alone(source, output, wanted_bundles)
+        return
     with ExitStack() as stack:
         side = None
         if source is None:
@@ -183,8 +224,11 @@ def build_table(
             for note in side.source.notes:
                 say(f"note: {note}")
         memory_bytes = parse_bytes(memory)
-        report = None
+        report = bundle_plan = None
         _note_empty(plans, output)
+        if wanted_bundles is not None:
+            refuse_several(plans)
+            bundle_plan = plan_beside(plans["."].manifest, output, wanted_bundles)
 
         def show_plans() -> None:
             if not json:
@@ -211,6 +255,14 @@ def build_table(
     if report is not None:
         reused = f", {report.n_blocks_reused:,} blocks of an earlier run" if report.n_blocks_reused else ""
         say(f"wrote {output}, {format_bytes(sum(plan.total_bytes for plan in plans.values()))}{reused}")
+    if bundle_plan is not None and wanted_bundles is not None:
+        bundle_beside(bundle_plan, output, wanted_bundles)
+
+
+def _bundle_options(counts: Path | None, budget: str | None, **options: Any) -> BundleOptions | None:
+    if (counts is None) != (budget is None):
+        raise typer.BadParameter("--bundles and --bundle-budget go together")
+    return None if counts is None or budget is None else BundleOptions(counts=counts, budget=budget, **options)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

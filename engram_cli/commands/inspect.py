@@ -167,6 +167,9 @@ def inspect_table(table: TablePath, json: JsonFlag = False) -> None:
         show(f"lying apart     {', '.join(parts)}")
     show(f"a token reads   {facts['rows_per_token']} rows, {facts['bytes_per_token']:,} bytes")
     show(f"files           {format_bytes(facts['file_bytes'])}")
+    if facts["bundles"] is not None:
+        bundles = facts["bundles"]
+        show(f"bundles         {bundles['n_bundles']:,}, {format_bytes(bundles['file_bytes'])} in {bundles['path']}")
     rows = [
         (
             shard["path"],

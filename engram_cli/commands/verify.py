@@ -16,6 +16,7 @@ from engram_cli.raw_rows import parse_raw_rows
 from engram_tables.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from engram_tables.storage.bundles.checking import BundlesReport
     from engram_tables.storage.checking.verify import AgainstReport, RanksReport, TableReport, VerifyReport
     from engram_tables.storage.sources.source import Source
 
@@ -25,8 +26,8 @@ def verify(
         list[Path],
         typer.Argument(
             metavar="TABLE",
-            help="Directories of tables, token stores or counts; of a table's ranks, all of them or the directory "
-            "that holds them.",
+            help="Directories of tables, bundles, token stores or counts; of a table's ranks, all of them or the "
+            "directory that holds them.",
             show_default=False,
         ),
     ],
@@ -54,7 +55,8 @@ def verify(
 
     Every byte of every shard is covered: headers, records and the spare bytes of the layouts. With --against, rows are
     compared with their source's bit for bit, or after the same re-encoding where the codecs differ. Several ranks'
-    tables are proven to be ranks of one table, disjoint and complete. Exit code 6 means that something was found, and
+    tables are proven to be ranks of one table, disjoint and complete. Bundles in a table's directory are hashed, and
+    held against the rows of their n-grams. Exit code 6 means that something was found, and
     the output says in which bytes and rows; 4 that a directory does not open as a table.
 
     \b
@@ -80,7 +82,9 @@ def verify(
     kinds = [_corpus_kind(path) for path in tables]
     found = []
     for path, kind in zip(tables, kinds, strict=True):
-        if kind is not None:
+        if kind == "bundles":
+            found += _verify_bundles(path, sample=sample, seed=seed, threads=threads, json=json)
+        elif kind is not None:
             found += _verify_corpus(path, kind, threads=threads, json=json)
     stored = [path for path, kind in zip(tables, kinds, strict=True) if kind is None]
     if stored:
@@ -142,6 +146,8 @@ def _show(report: VerifyReport) -> None:
         if table.against is not None:
             _show_against(table.against)
         _show_damage(table)
+        if table.bundles is not None:
+            _show_bundles(table.bundles)
     if report.ranks is not None:
         _show_ranks(report.ranks)
     elif any(table.rank is not None for table in report.tables):
@@ -185,6 +191,49 @@ def _show_against(against: AgainstReport) -> None:
         show_table("The first of them, each with its first byte that differs", titles, lines, left=0)
 
 
+def _show_bundles(report: BundlesReport) -> None:
+    compared = (
+        "" if report.is_of_table is None else f", {report.n_compared:,} of {report.n_bundles:,} held against rows"
+    )
+    show(f"bundles  {report.n_blocks_read:,} of {report.n_blocks:,} blocks read{compared}")
+    rows = [(b.path, b.block_idx, f"{b.start_byte:,}-{b.stop_byte:,}", b.found[:16]) for b in report.damaged]
+    if rows:
+        show_table("Damaged blocks of bundles", ("file", "block", "bytes", "found"), rows)
+    for unlike in report.unlike:
+        first = f", the first of n-gram {list(unlike.first_ngram)}" if unlike.first_ngram else ""
+        show(
+            f"  layer {unlike.layer_id}, order {unlike.order}: {unlike.n_different:,} bundles are not their rows"
+            f"{first}; {unlike.n_unfound:,} are found by no n-gram"
+        )
+
+
+def _bundle_finding(report: BundlesReport) -> str | None:
+    if report.is_whole:
+        return None
+    if report.is_of_table is False:
+        return f"{report.path}: found bundles of another table than the one they stand in; build them again"
+    n_unlike = sum(unlike.n_different + unlike.n_unfound for unlike in report.unlike)
+    return (
+        f"{report.path}: {len(report.damaged)} of {report.n_blocks_read} blocks differ from their digests, {n_unlike} "
+        f"of {report.n_compared} bundles from the table's rows; build the bundles again"
+    )
+
+
+def _verify_bundles(path: Path, *, sample: int | None, seed: int, threads: int | None, json: bool) -> list[str]:
+    """A directory of bundles by itself: its digests."""
+    from engram_tables.storage.checking.verify import verify_bundles
+
+    with progress("verifying", "B") as hook:
+        report = verify_bundles(path, sample=sample, seed=seed, threads=threads, progress=hook)
+    if json:
+        emit({"schema": "engram.verify-bundles/1", **dataclasses.asdict(report), "is_whole": report.is_whole})
+    else:
+        show(f"bundles  {path}")
+        _show_bundles(report)
+    finding = _bundle_finding(report)
+    return [] if finding is None else [finding]
+
+
 def owner(number: int | None) -> str:
     """An order or a head, or a dash where no single head owns a row."""
     return "-" if number is None else str(number)
@@ -219,6 +268,8 @@ def _findings(report: VerifyReport) -> list[str]:
                 f"{table.path}: {len(table.damaged)} of {table.n_blocks_read} blocks differ from their digests; "
                 "copy those files again or build the table again"
             )
+        if table.bundles is not None and (finding := _bundle_finding(table.bundles)) is not None:
+            found.append(finding)
         if table.against is not None and not table.against.is_equal:
             rows = table.against.rows
             n_missing = sum(span.stop_row - span.start_row for span in table.against.missing)
@@ -256,7 +307,10 @@ def _rank_finding(report: VerifyReport, ranks: RanksReport) -> str:
 def _corpus_kind(path: Path) -> str | None:
     from engram_tables.corpus.counts.counts_manifest import MANIFEST_NAME
     from engram_tables.corpus.tokens.token_store import is_token_store
+    from engram_tables.storage.bundles.bundle_manifest import MANIFEST_NAME as BUNDLES_MANIFEST
 
+    if (path / BUNDLES_MANIFEST).is_file():
+        return "bundles"
     return "token store" if is_token_store(path) else "counts" if (path / MANIFEST_NAME).is_file() else None
 
 

@@ -17,7 +17,7 @@ from made_checkpoints import make_deepseek
 from engram_tables.address.spec import Addresses, AddressSpec
 from engram_tables.address.vocabulary import Vocabulary
 from engram_tables.errors import BackendUnavailable, CorruptTable, IncompleteTable, InvalidInput, SpecMismatch
-from engram_tables.fetch.bundles import BundledTable
+from engram_tables.fetch.bundles import READERS, BundledTable
 from engram_tables.fetch.bundling import plan_table_bundles, write_table_bundles
 from engram_tables.fetch.table import ENGINE_NAMES, Table, open_table
 from engram_tables.fetch.tiers.budget import MemoryTier, TierPlan
@@ -85,7 +85,7 @@ def test_every_engine_gives_the_bytes_of_the_rows(name: str, engine: str, all_ma
             table.begin(asked, out, engine).finish()
             assert (out == expected).all()
         n_found = table.bundles.counts().n_found
-        assert (n_found > 0) == (engine != "gather")
+        assert (n_found > 0) == (engine in (*READERS, "auto"))
 
 
 @given(data=st.data())
@@ -161,7 +161,8 @@ def test_tiers_read_what_they_miss_with_bundles(name: str, behind: str, all_made
             assert (out == expected).all()
             plain.begin(asked, out).finish()
         assert tiers.counts() == without.counts()
-        assert table.bundles.counts().n_found > 0
+        # `auto` faults in what a batch misses of a few pages, and this table has a few.
+        assert behind == "auto" or table.bundles.counts().n_found > 0
 
 
 def test_many_threads_at_once(made: Made) -> None:

@@ -92,8 +92,6 @@ def test_each_budget_stands_beside_the_engine_alone(table_path: Path) -> None:
             == (point["tokens_per_batch"], point["streams"])
         )  # fmt: skip
         assert point["rows_per_s_over_alone"] == pytest.approx(point["rows_per_s"] / alone["rows_per_s"])
-        # The same batches by turns; of several streams some draw more of them than others.
-        assert point["streams"] > 1 or point["unique_row_ratio"] == alone["unique_row_ratio"]
         if point["tier"] is None:
             assert (point["held_bytes"], point["hit_ratio"], point["levels"]) == (0, None, [])
             assert point["share_of_ceiling"] > 0

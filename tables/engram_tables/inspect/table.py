@@ -46,6 +46,7 @@ def inspect_table(table: Table) -> dict[str, Any]:
         "file_bytes": sum(file.file_bytes for file in stored.files),
         "vocab_sha256": spec.vocab_sha256 if vocabulary is None else vocabulary.map_sha256,
         "has_vocabulary": vocabulary is not None,
+        "bundles": _bundles(table),
         "layers": [
             {
                 "layer_id": layer.layer_id,
@@ -55,6 +56,28 @@ def inspect_table(table: Table) -> dict[str, Any]:
             }
             for layer in spec.layers
         ],
+    }
+
+
+def _bundles(table: Table) -> dict[str, Any] | None:
+    """The bundles that the table was opened with, or None."""
+    from engram_tables.fetch.bundles import BundledTable
+
+    if not isinstance(table, BundledTable):
+        return None
+    directory = table.bundles.directory
+    manifest = directory.manifest
+    return {
+        "path": str(directory.path),
+        "budget_bytes": manifest.budget_bytes,
+        "least_count": manifest.least_count,
+        "counts_sha256": manifest.counts_sha256,
+        "file_bytes": manifest.total_bytes,
+        "orders": [
+            {"order": order, "n_ngrams": n_ngrams, "bundle_bytes": n_heads * manifest.row_bytes}
+            for order, n_heads, n_ngrams in zip(manifest.orders, manifest.heads, manifest.n_ngrams, strict=True)
+        ],
+        "n_bundles": sum(map(sum, manifest.n_bundles)),
     }
 
 

@@ -44,7 +44,7 @@ def _sweep(bench: Bench, name: str) -> dict[str, Any]:
                 engine = engine_at_depth(name, bench.table.stored, bench.table.places, depth)
                 stack.callback(engine.close)
             fetch = fetcher(bench.table, engine, depth if engine == name else None)
-            case = Case(bench.path, lookups, fetch, outs, n_tokens=n_tokens, cold_files=bench.files)
+            case = Case(bench.path, lookups, fetch, outs, n_tokens=n_tokens, turn=depth, cold_files=bench.files)
             while case.wants_more(_REPEATS, 0.0) and sum(case.noted.round_ns) < _ENOUGH_NS:
                 case.round()
         return lookups.n_rows(n_tokens) * 1e9 * case.noted.n_batches / sum(case.noted.round_ns)

@@ -115,7 +115,7 @@ def _measure(
                 continue
             case = Case(
                 bench.path, lookups, partial(fetch_to_device, path), [np.empty(0, np.uint8)], n_tokens=n_tokens,
-                cold_files=cold, settle=settler(bench.table, engine),
+                turn=len(cases), cold_files=cold, settle=settler(bench.table, engine),
             )  # fmt: skip
             cases[name] = case, path
         take_turns([case for case, _ in cases.values()], repeats=bench.plan.repeats, seconds=bench.plan.seconds)

@@ -284,10 +284,10 @@ def _measure(
         outs = touched_buffers(n_streams, n_rows, bench.table.row_bytes)
         cases = {
             contender: Case(
-                bench.path, lookups, contender.fetch, outs, n_tokens=n_tokens, cold_files=cold,
+                bench.path, lookups, contender.fetch, outs, n_tokens=n_tokens, turn=turn, cold_files=cold,
                 settle=settler(bench.table, contender.engine),
             )
-            for contender in sound
+            for turn, contender in enumerate(sound)
         }  # fmt: skip
         take_turns(
             list(cases.values()), repeats=bench.plan.repeats, seconds=bench.plan.seconds,

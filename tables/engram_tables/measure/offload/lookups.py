@@ -55,7 +55,7 @@ class Lookups:
     def __init__(self, table: Table, trace: Trace, *, seed: int) -> None:
         self._table, self._trace, self._seed = table, trace, seed
         self._n_tokens = trace.n_tokens
-        self._facts: dict[tuple[int, int], dict[str, float]] = {}
+        self._facts: dict[tuple[int, int, int], dict[str, float]] = {}
         self._part = None if is_whole(table) else _part_of(table, trace, seed)
         self.description = {**trace.description, "part": None if self._part is None else self._part.description}
         shape = trace.addresses.rows.shape
@@ -73,9 +73,10 @@ class Lookups:
         of_half = partial(Lookups, self._table, seed=self._seed)
         return of_half(replace(self._trace, addresses=first)), of_half(replace(self._trace, addresses=second))
 
-    def rng(self) -> np.random.Generator:
-        """What batches are drawn by: each engine takes one of its own, so that all are asked for the same ones."""
-        return np.random.default_rng(self._seed)
+    def rng(self, turn: int = 0) -> np.random.Generator:
+        """What batches are drawn by. Engines that take turns draw apart, each by its `turn`: of a batch that another
+        one has just read, rows would lie in the processor's caches, or in those of the device."""
+        return np.random.default_rng([self._seed, turn])
 
     def check(self, n_tokens: int) -> None:
         """Raise `InvalidInput` where the trace is shorter than a batch."""
@@ -91,11 +92,12 @@ class Lookups:
             return n_tokens * int(self.rows_per_token)
         return sum(self._part.rows_of(layer, n_tokens) for layer in range(len(self._part.by_layer)))
 
-    def facts(self, asked: Asked, n_tokens: int, nth: int) -> dict[str, float]:
-        """`batch_facts` of the `nth` batch that was drawn with a `rng` of its own; counted once."""
-        if (n_tokens, nth) not in self._facts:
-            self._facts[n_tokens, nth] = batch_facts(self._table, asked)
-        return self._facts[n_tokens, nth]
+    def facts(self, asked: Asked, n_tokens: int, turn: int, nth: int) -> dict[str, float]:
+        """`batch_facts` of the `nth` batch that was drawn with the `rng` of a turn; counted once."""
+        drawn = n_tokens, turn, nth
+        if drawn not in self._facts:
+            self._facts[drawn] = batch_facts(self._table, asked)
+        return self._facts[drawn]
 
     def draw(self, n_tokens: int, rng: np.random.Generator) -> Asked:
         """A run of tokens from a random place of the trace."""

@@ -69,7 +69,8 @@ def touched_buffers(n: int, n_rows: int, row_bytes: int) -> list[NDArray[np.uint
 class Case:
     """One engine's batches of one length, by a stream for each of `outs`, which cases that take turns may share.
 
-    With `cold_files` these are evicted before every round, and `settle` is called then.
+    Cases that take turns have each a `turn` of their own, by which they draw from the trace. With `cold_files` these
+    are evicted before every round, and `settle` is called then.
 
     Attributes
     ----------
@@ -79,14 +80,14 @@ class Case:
 
     def __init__(
         self, path: Path, lookups: Lookups, fetch: Fetch, outs: Sequence[NDArray[np.uint8]], *, n_tokens: int,
-        cold_files: Sequence[File] | None = None, settle: Callable[[], None] = lambda: None,
+        turn: int, cold_files: Sequence[File] | None = None, settle: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         self.noted = Noted()
         self.n_tokens, self.n_streams = n_tokens, len(outs)
         self._path, self._lookups, self._fetch, self._outs = path, lookups, fetch, outs
         self._cold_files, self._settle = cold_files, settle
         self._in_a_row = 1
-        self._rng, self._n_drawn = lookups.rng(), 0
+        self._turn, self._rng, self._n_drawn = turn, lookups.rng(turn), 0
 
     def warm_up(self) -> int:
         """A round that is thrown away; its nanoseconds."""
@@ -136,7 +137,7 @@ class Case:
     def _draw(self) -> Asked:
         asked = self._lookups.draw(self.n_tokens, self._rng)
         if len(self.noted.facts) < (_DESCRIBED_BATCHES if asked.n_rows < _MANY_ROWS else _DESCRIBED_LARGE):
-            self.noted.facts.append(self._lookups.facts(asked, self.n_tokens, self._n_drawn))
+            self.noted.facts.append(self._lookups.facts(asked, self.n_tokens, self._turn, self._n_drawn))
         self._n_drawn += 1
         return asked
 

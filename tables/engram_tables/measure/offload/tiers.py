@@ -1,7 +1,7 @@
 """What memory in front of an engine brings: hits, rates, latencies and bytes held, beside the same engine without it.
 
 The first half of the trace fills the memory where no hot list does, and the second half is measured, so that a hit is
-not of the very text that the memory was filled with. All ways are asked for the same batches by turns.
+not of the very text that the memory was filled with. All ways take turns on batches of their own.
 """
 
 from __future__ import annotations
@@ -200,10 +200,10 @@ def _measure_shape(
     cold = bench.files if section.state is State.COLD else None
     cases = [
         Case(
-            bench.path, lookups, front.fetch, outs, n_tokens=n_tokens, cold_files=cold,
+            bench.path, lookups, front.fetch, outs, n_tokens=n_tokens, turn=turn, cold_files=cold,
             settle=settler(bench.table, engine),
         )
-        for front in ways.all
+        for turn, front in enumerate(ways.all)
     ]  # fmt: skip
     warm_up(cases, warm_ups_of(section.state))
     before = [front.levels() for front in ways.all]

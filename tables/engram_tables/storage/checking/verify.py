@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from engram_tables.errors import InvalidInput, SpecMismatch
+from engram_tables.storage.bundles.checking import BundleCheck, BundlesReport, find_bundles
+from engram_tables.storage.bundles.files import BundleDirectory
 from engram_tables.storage.checking.compare_reports import Measure, RowsReport, common_rows, rows_without
 from engram_tables.storage.checking.compare_rows import compare_rows
 from engram_tables.storage.checking.verify_blocks import BlockCheck, DamagedBlock
@@ -63,7 +65,8 @@ class AgainstReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableReport:
-    """One table; `damaged` is in the order of its files, `rank` None for a table of all rows."""
+    """One table; `damaged` is in the order of its files, `rank` None for a table of all rows, `bundles` None where it
+    has none."""
 
     path: str
     rank: Rank | None
@@ -74,11 +77,13 @@ class TableReport:
     bytes_read: int
     damaged: tuple[DamagedBlock, ...]
     against: AgainstReport | None
+    bundles: BundlesReport | None = None
 
     @property
     def is_whole(self) -> bool:
         """Whether nothing was found; for a sample, nothing in the sample."""
-        return not self.damaged and (self.against is None or self.against.is_equal)
+        are_bundles_whole = self.bundles is None or self.bundles.is_whole
+        return not self.damaged and are_bundles_whole and (self.against is None or self.against.is_equal)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,7 +180,8 @@ def verify_tables(
 
     Notes
     -----
-    Spare bytes and headers belong to blocks and are covered by their digests.
+    Spare bytes and headers belong to blocks and are covered by their digests. Bundles in a table's directory are hashed
+    too, and held against the rows of their n-grams.
     """
     if sample is not None and sample < 1:
         raise InvalidInput(f"sample: found {sample}, expected 1 block or more; leave it out to read every block")
@@ -185,15 +191,21 @@ def verify_tables(
         measures = [None if against is None else _measure(against, table) for table in tables]
         checks = [BlockCheck(table, sample=sample, seed=seed) for table in tables]
         compared = [0 if against is None else _bytes_to_compare(against, table, sample) for table in tables]
-        steps = _Steps(sum(check.total_bytes for check in checks) + sum(compared), progress)
+        bundles = [_bundle_check(stack, table, sample, seed) for table in tables]
+        total_bytes = sum(check.total_bytes for check in checks) + sum(compared)
+        total_bytes += sum(check.total_bytes for check in bundles if check is not None)
+        steps = _Steps(total_bytes, progress)
         reports = []
-        for table, check, measure, n_bytes in zip(tables, checks, measures, compared, strict=True):
+        for table, check, bundled, measure, n_bytes in zip(tables, checks, bundles, measures, compared, strict=True):
             check.run(threads=n_threads, progress=steps.next(check.total_bytes))
             held = None
             if against is not None and measure is not None:
                 hook = steps.next(n_bytes)
                 held = _hold_against(against, table, measure, sample, seed, n_threads, hook)
-            reports.append(_table_report(table, check, held))
+            found = None
+            if bundled is not None:
+                found = bundled.run(threads=n_threads, progress=steps.next(bundled.total_bytes))
+            reports.append(_table_report(table, check, held, found))
         return VerifyReport(tables=tuple(reports), ranks=_ranks_report(tables))
 
 
@@ -213,7 +225,29 @@ class _Steps:
         return lambda done, _total: progress(before + done, self._total_bytes)
 
 
-def _table_report(table: StoredTable, check: BlockCheck, against: AgainstReport | None) -> TableReport:
+def _bundle_check(stack: ExitStack, table: StoredTable, sample: int | None, seed: int) -> BundleCheck | None:
+    """The check of the bundles in the table's directory, if there are some."""
+    found = find_bundles(table)
+    return None if found is None else BundleCheck(stack.enter_context(found), table, sample=sample, seed=seed)
+
+
+def verify_bundles(
+    path: str | Path,
+    *,
+    sample: int | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    progress: ProgressHook | None = None,
+) -> BundlesReport:
+    """Hash the blocks of a directory of bundles by itself; raises as `BundleDirectory`."""
+    with BundleDirectory(path) as bundles:
+        check = BundleCheck(bundles, None, sample=sample, seed=seed)
+        return check.run(threads=resolve_threads(threads), progress=progress)
+
+
+def _table_report(
+    table: StoredTable, check: BlockCheck, against: AgainstReport | None, bundles: BundlesReport | None
+) -> TableReport:
     return TableReport(
         path=str(table.path),
         rank=table.manifest.rank,
@@ -224,6 +258,7 @@ def _table_report(table: StoredTable, check: BlockCheck, against: AgainstReport 
         bytes_read=check.total_bytes,
         damaged=check.damaged,
         against=against,
+        bundles=bundles,
     )
 
 

@@ -1,0 +1,1 @@
+"""Bundles: the rows of frequent n-grams, laid together and found by key."""
