@@ -24,7 +24,7 @@ _MODEL = "engram-paper-4b"
 _ALONE: dict[str, object] = {
     "plot": None, "state": None, "tokens": None, "rows_per_batch": None, "streams": "1", "depths": None, "bounds": True,
     "repeats": 5, "seconds": 0.4, "batch_seconds": 3.0, "read_threads": None, "tier": None, "gpu_cache": None,
-    "hot_list": None, "fill_tokens": None,
+    "hot_list": None, "fill_tokens": None, "bundles": None, "no_bundles": False,
 }  # fmt: skip
 
 
@@ -139,6 +139,15 @@ def bench_offload(
             "as-is.",
         ),
     ] = None,
+    bundles: Annotated[
+        Path | None,
+        typer.Option(
+            "--bundles",
+            metavar="DIR",
+            help="Bundles of the table's rows, to be measured beside the rows alone; by default those in the table.",
+        ),
+    ] = None,
+    no_bundles: Annotated[bool, typer.Option("--no-bundles", help="Leave the table's bundles out.")] = False,
     overlap: Annotated[
         bool,
         typer.Option("--overlap", help="Instead: what an offloaded table costs a model that runs at the same time."),
@@ -164,7 +173,10 @@ def bench_offload(
     `waived` with its own, as --to gpu without a GPU.
 
     --tier and --gpu-cache fill memory with the first half of the text, or from a hot list, and measure the second half
-    with and without it by turns: hits, rates, latencies, and bytes held.
+    with and without it by turns: hits, rates, latencies, and bytes held. Batches come from all over the text, so fewer
+    rows are found than in a text read in order; simulate has those.
+
+    A table with bundles is measured with and without them by turns: reads, bytes and milliseconds a token.
 
     --overlap runs matrix products of a named model's layers beside the fetches, and reports how much slower they get.
     --plot needs pip install 'engram-tables\\[report]'.
@@ -189,10 +201,13 @@ def bench_offload(
         _refuse_with_overlap(
             plot=plot, state=state, tokens=tokens, rows_per_batch=rows_per_batch, streams=streams, depths=depths,
             bounds=bounds, repeats=repeats, seconds=seconds, batch_seconds=batch_seconds, read_threads=read_threads,
-            tier=tier, gpu_cache=gpu_cache, hot_list=hot_list, fill_tokens=fill_tokens,
+            tier=tier, gpu_cache=gpu_cache, hot_list=hot_list, fill_tokens=fill_tokens, bundles=bundles,
+            no_bundles=no_bundles,
         )  # fmt: skip
     elif model != _MODEL:
         raise InvalidInput("--model: found no --overlap, expected it, whose load the model is; give both or neither")
+    if bundles is not None and no_bundles:
+        raise InvalidInput("--bundles, --no-bundles: found both, expected one of them; leave one out")
     if plot is not None:
         from engram_tables.measure.offload.plot import check_plot
 
@@ -211,6 +226,7 @@ def bench_offload(
             streams=streams, depths=depths, bounds=bounds, repeats=repeats, seconds=seconds,
             batch_seconds=batch_seconds, threads=threads, read_threads=read_threads,
             tier=tier or [], gpu_cache=gpu_cache or [], hot_list=hot_list, fill_tokens=fill_tokens,
+            bundles=False if no_bundles else bundles,
         )  # fmt: skip
         record = _bench(str(table), text, plan)
     # What was measured is shown before it is written: a disk that is full takes none of it away.

@@ -19,6 +19,7 @@ _TITLES = {
 _COLUMNS = ("engine", "rows/s", "µs/row", "CPU µs", "p50", "p99", "p99.9", "of ceiling")
 _DEVICE_COLUMNS = (*_COLUMNS[:-1], "read ×", "of ceiling")
 _TIER_COLUMNS = ("in front", "held", "hits", "rows/s", "× alone", "CPU µs", "p50", "p99", "read ×")
+_BUNDLE_COLUMNS = ("bundles", "found", "reads/token", "bytes/token", "ms/token", "×", "CPU µs", "p50", "p99")
 _OTHERS = "of what the device read was for other processes"
 _WIDTH, _NAME_COLUMNS = 100, 22
 
@@ -149,6 +150,36 @@ def _show_section(section: dict[str, Any], record: dict[str, Any]) -> None:
         if section["left_out"]:
             console.show()
         _show_tiers(section["tiers"])
+    if "bundles" in section:
+        _show_bundles(section["bundles"])
+
+
+def _show_bundles(bundles: dict[str, Any]) -> None:
+    """A table with bundles, and the same without."""
+    if bundles["status"] != "measured":
+        _line(f"Bundles: {bundles['status']}: {bundles['reason']}")
+        return
+    _line(f"Bundles, by {bundles['engine']}")
+    for (n_rows, n_tokens, n_streams), group in groupby(bundles["points"], key=_shape):
+        streams = "" if n_streams == 1 else f", {n_streams} streams at once"
+        _line(f"{n_tokens:,} token{'s' * (n_tokens > 1)} a batch: {n_rows:,} rows{streams}")
+        console.show_table("", _BUNDLE_COLUMNS, [_bundle_row(point) for point in group])
+
+
+def _bundle_row(point: dict[str, Any]) -> tuple[str, ...]:
+    found = ", ".join(f"{each['share']:.0%}" for each in point["found"])
+    device_bytes = point["device_bytes_per_token"]
+    return (
+        "with" if point["has_bundles"] else "without",
+        found if point["has_bundles"] else "-",
+        f"{point['reads_per_token']:.1f}",
+        "-" if device_bytes is None else _size(int(device_bytes)),
+        f"{point['ms_per_token']:.3g}",
+        f"{point['rows_per_s_over_without']:.3g}",
+        _figure(point["cpu_us_per_row"]),
+        _time(point["batch_p50_us"]),
+        _time(point["batch_p99_us"]),
+    )
 
 
 def _show_tiers(tiers: dict[str, Any]) -> None:
@@ -169,6 +200,8 @@ def _show_tiers(tiers: dict[str, Any]) -> None:
         streams = "" if n_streams == 1 else f", {n_streams} streams at once"
         _line(f"{n_tokens:,} token{'s' * (n_tokens > 1)} a batch: {n_rows:,} rows{streams}")
         console.show_table("", _TIER_COLUMNS, [_tier_row(point, named) for point in group])
+    if tiers["points"]:
+        _line("hits are of batches from all over the text; `engram simulate` has those of a text read in order")
 
 
 def _shape(point: dict[str, Any]) -> tuple[int, int, int]:

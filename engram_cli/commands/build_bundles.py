@@ -31,10 +31,10 @@ def bundle_alone(source: str, output: Path, options: BundleOptions) -> None:
     """Bundles as the directory `output`, for the table or checkpoint at `source`, which stays as it is."""
     from engram_tables.fetch.bundling import write_table_bundles
     from engram_tables.fetch.table import open_table
-    from engram_tables.files import refuse_existing
-    from engram_tables.storage.bundles.writing import RowsToBundle
+    from engram_tables.storage.bundles.writing import RowsToBundle, refuse_taken
 
-    refuse_existing(output, force=options.force)
+    # A plan replaces nothing, so it may be asked for while there are bundles.
+    refuse_taken(output, force=options.force or options.dry_run)
     with open_table(source, bundles=False) as table:
         plan = _plan(RowsToBundle.of(table.stored), options)
         _tell(plan, str(table.path), output, options)
@@ -106,10 +106,10 @@ def _record(plan: BundlePlan, table: str, place: Path, options: BundleOptions) -
     from engram_tables.units import json_int
 
     manifest, chosen = plan.manifest, plan.chosen
-    n_layers = len(manifest.layer_ids)
     orders = list(zip(manifest.orders, manifest.heads, manifest.n_ngrams, strict=True))
-    without = n_layers * sum(chosen.lookups[order] * n_heads for order, n_heads, _ in orders)
-    saved = n_layers * sum(chosen.found(order) * (n_heads - 1) for order, n_heads, _ in orders)
+    without = len(manifest.layer_ids) * sum(chosen.lookups[order] * n_heads for order, n_heads, _ in orders)
+    heads = dict(zip(manifest.orders, manifest.heads, strict=True))
+    saved = sum(n_found * (heads[order] - 1) for (_, order), n_found in plan.n_found.items())
     return {
         "schema": "engram.build-bundles/1",
         "path": str(place),
@@ -154,6 +154,8 @@ def _print(record: dict[str, Any]) -> None:
     show(f"of table      {record['table']}, fingerprint {record['fingerprint']}")
     show(f"counts        {record['counts']}, n-grams seen {record['least_count']} times or more")
     show(f"budget        {format_bytes(int(record['budget_bytes']))} of records and index")
+    layers = len(record["layers"])
+    show(f"bundles of    {record['n_ngrams']:,} n-grams in {layers} layers: {record['n_bundles']:,}")
     show(f"in all        {format_bytes(record['total_bytes'])} in {len(record['files'])} files")
     rows = [
         (

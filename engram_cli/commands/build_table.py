@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     from engram_tables.storage.table.ranks import Rank
     from engram_tables.units import ProgressHook, Stage
 
+_LAYOUT = "packed"
+_SHARD_BYTES = "4GiB"
+
 
 def build_table(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Directory of the table to be.")],
@@ -71,7 +74,7 @@ def build_table(
             help="packed: no gaps between records. page: no record crosses 4096 bytes. aligned-N: each record begins "
             "at a multiple of N. split: weights and scales in files of their own.",
         ),
-    ] = "packed",
+    ] = _LAYOUT,
     preset: Preset = None,
     spec: SpecFile = None,
     model: ModelPath = None,
@@ -147,7 +150,7 @@ def build_table(
     ] = False,
     shard_bytes: Annotated[
         str, typer.Option("--shard-bytes", metavar="SIZE", help="Largest size of one file.")
-    ] = "4GiB",
+    ] = _SHARD_BYTES,
     memory: Memory = "1GiB",
     restart: Restart = False,
     dry_run: DryRun = False,
@@ -194,11 +197,14 @@ def build_table(
         bundles, bundle_budget, memory=memory, dry_run=dry_run, force=force, threads=threads, json=json
     )
     if bundles_only:
-        given = {name for name, value in source_only.items() if value is not None} | ({"--codec"} if codec else set())
-        if source is None or wanted_bundles is None or given or named.is_given or restart or layers is not None:
+        others = {"--codec": codec, "--layers": layers, "--vocab": vocab, "--restart": restart or None}
+        given = {name for name, value in (source_only | others).items() if value is not None}
+        # The only ones with defaults of their own.
+        shaped = layout != _LAYOUT or shard_bytes != _SHARD_BYTES
+        if source is None or wanted_bundles is None or given or named.is_given or shaped:
             raise typer.BadParameter(
-                "--bundles-only goes with --from, --bundles and --bundle-budget, and no choice of "
-                "rows, codec or addressing"
+                "--bundles-only goes with --from, --bundles and --bundle-budget, and no choice of rows, codec, layout "
+                "or addressing"
             )
         bundle_alone(source, output, wanted_bundles)
         return

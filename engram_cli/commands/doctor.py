@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import textwrap
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,11 +24,13 @@ _TITLES = {
     Severity.NOT_APPLICABLE: "Not applicable",
 }
 _INDENT = 18
+_EXACT = re.compile(r" \([0-9,]+ B\)")
+_WIDTH = min(100, shutil.get_terminal_size((100, 24)).columns)
 
 
 def doctor(
     table: Annotated[
-        Path | None,
+        str | None,
         typer.Argument(metavar="TABLE", help="A table, or a checkpoint read where it lies.", show_default=False),
     ] = None,
     placement: Annotated[
@@ -72,14 +77,22 @@ def doctor(
 
     if sum(given is not None for given in (table, preset, table_bytes)) > 1:
         raise typer.BadParameter("give one of TABLE, --preset and --table-bytes: each says how large the table is")
+    if table is not None and "://" in table:
+        raise InvalidInput(
+            f"{table}: found a URL, expected a table on this machine; give --preset or --table-bytes for what is "
+            "elsewhere"
+        )
+    n_bytes = None if table_bytes is None else parse_bytes(table_bytes)
+    if n_bytes == 0:
+        raise InvalidInput("--table-bytes: found 0, expected 1 or more; leave it out")
     n_rows, row_bytes = (None, None) if preset is None else _published(preset)
     is_new = preset is not None or table_bytes is not None
     if is_new and build_into is None and placement in (None, Placement.NVME):
         build_into = Path.cwd()
     record = diagnose(
-        table,
+        None if table is None else Path(table),
         placement=placement,
-        table_bytes=None if table_bytes is None else parse_bytes(table_bytes),
+        table_bytes=n_bytes,
         n_rows=n_rows,
         row_bytes=row_bytes,
         build_into=build_into,
@@ -126,7 +139,19 @@ def _show(record: dict[str, Any]) -> None:
 def _show_check(check: dict[str, Any]) -> None:
     why = check["severity"] == Severity.NOT_APPLICABLE
     limit = "" if check["limit"] is None else f"; {check['limit']}" if why else f"; expected: {check['limit']}"
-    show(f"  {check['check']:{_INDENT}} {check['found']}{limit}")
-    for line in (check["remedy"], None if check["command"] is None else f"$ {check['command']}"):
-        if line is not None:
-            show(f"  {'':{_INDENT}} {line}")
+    # Exact bytes are the record's; here they would double most lines.
+    _show_wrapped(check["check"], _EXACT.sub("", f"{check['found']}{limit}"))
+    if check["remedy"] is not None:
+        _show_wrapped("", check["remedy"])
+    if check["command"] is not None:
+        # In one piece, to be copied.
+        show(f"  {'':{_INDENT}} $ {check['command']}")
+
+
+def _show_wrapped(head: str, text: str) -> None:
+    indent = " " * (_INDENT + 3)
+    room = max(_WIDTH - len(indent), 30)
+    lines = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False) or [""]
+    show(f"  {head:{_INDENT + 1}}{lines[0]}")
+    for line in lines[1:]:
+        show(f"{indent}{line}")

@@ -45,7 +45,9 @@ def plan(
             "--probe", metavar="DIR", help="Measure this machine now, and the disk with this table or folder."
         ),
     ] = None,
-    dram: Annotated[Size, typer.Option("--dram", metavar="SIZE", help="Host memory that rows may take.")] = None,
+    dram: Annotated[
+        Size, typer.Option("--dram", metavar="SIZE", help="Host memory that rows, or --cache, may take.")
+    ] = None,
     gpu_memory: Annotated[
         Size, typer.Option("--gpu-memory", metavar="SIZE", help="The GPU's memory that rows may take.")
     ] = None,
@@ -68,7 +70,8 @@ def plan(
         ),
     ] = None,
     tokens_per_s: Annotated[
-        float | None, typer.Option("--tokens-per-s", metavar="N", help="Decoded by all streams together.")
+        float | None,
+        typer.Option("--tokens-per-s", metavar="N", help="Decoded tokens that are wanted, of all streams together."),
     ] = None,
     streams: Annotated[int, typer.Option("--streams", min=1, help="Sequences decoded at the same time.")] = 1,
     step_ms: Annotated[
@@ -100,12 +103,20 @@ def plan(
     policy: Annotated[
         str | None, typer.Option("--policy", metavar="NAME", help="Of the curve; tiered if the record has it.")
     ] = None,
-    cache: Annotated[str, typer.Option("--cache", metavar="SIZE", help="Host memory in front of the disk.")] = "0",
+    cache: Annotated[
+        str,
+        typer.Option(
+            "--cache", metavar="SIZE", help="Host memory in front of the disk; with --hit-curve or --hit-ratio."
+        ),
+    ] = "0",
     bundle_budget: Annotated[
         str, typer.Option("--bundle-budget", metavar="SIZE", help="Bytes of bundles beside the rows on disk.")
     ] = "0",
     bundle_reads: Annotated[
-        float | None, typer.Option("--bundle-reads", metavar="N", help="Reads a token with these bundles.")
+        float | None,
+        typer.Option(
+            "--bundle-reads", metavar="N", help="Reads a token with these bundles; `simulate --bundles` tells them."
+        ),
     ] = None,
     to: Annotated[str, typer.Option("--to", metavar="host|gpu", help="Whose memory the rows are brought to.")] = "host",
     placement: Annotated[
@@ -174,7 +185,7 @@ def plan(
 
 def allocate(
     parameters: Annotated[
-        str | None, typer.Option("--parameters", metavar="N", help="Of the table: 5.7e9, or 5700000000.")
+        str | None, typer.Option("--parameters", metavar="N", help="Of the table: 5.7e9, 5.7B or 5700000000.")
     ] = None,
     total: Annotated[
         str | None, typer.Option("--total", metavar="N", help="Of the whole model, its table included.")
@@ -279,7 +290,10 @@ def _curve(
         raise InvalidInput("--policy: found no --hit-curve, expected it, whose policy it is; give both or neither")
     if file is not None:
         name, record = read_record(file)
-        return curve_of_record(name, record, n_streams=streams, policy=policy, fingerprint=table.fingerprint)
+        return curve_of_record(
+            name, record, n_streams=streams, policy=policy, fingerprint=table.fingerprint,
+            row_bytes=table.row_bytes, rows_per_token=table.rows_per_token,
+        )  # fmt: skip
     return None if hit_ratio is None else constant_curve(_given(hit_ratio, "--hit-ratio"))
 
 
@@ -331,7 +345,7 @@ def _named(text: str) -> tuple[str, Figure]:
 
 
 def _count(option: str, text: str | None) -> int | None:
-    """A whole number, also as 5.7e9, exactly."""
+    """A whole number, also as 5.7e9 or 5.7B, exactly."""
     from decimal import Decimal, InvalidOperation
 
     from engram_tables.errors import InvalidInput
@@ -339,12 +353,15 @@ def _count(option: str, text: str | None) -> int | None:
     if text is None:
         return None
     try:
-        value = Decimal(text.replace(",", "").replace("_", ""))
+        digits = text.strip().replace(",", "").replace("_", "")
+        # As models are named: 30B, 350M.
+        power = {"M": 6, "B": 9, "T": 12}.get(digits[-1:].upper(), 0)
+        value = Decimal(digits[:-1] if power else digits) * 10**power
         if value == value.to_integral_value() and 0 <= value < 10**18:
             return int(value)
     except InvalidOperation:
         pass
-    raise InvalidInput(f"{option}: found {text[:40]!r}, expected a whole number; write 5.7e9 or 5700000000")
+    raise InvalidInput(f"{option}: found {text[:40]!r}, expected a whole number; write 5.7e9, 5.7B or 5700000000")
 
 
 def _choice(option: str, word: str, choices: Any) -> Any:

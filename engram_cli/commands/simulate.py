@@ -62,10 +62,14 @@ def simulate(
     layers: LayerIds = None,
     vocab: VocabFile = None,
     sizes: Annotated[
-        str, typer.Option("--sizes", metavar="SIZE,SIZE", help="Bytes of the caches: rows or pages alone.")
+        str,
+        typer.Option("--sizes", metavar="SIZE,SIZE", help="Bytes of the caches, of rows or pages alone: 1GB or 4GiB."),
     ] = _SIZES,
     policy: Annotated[
-        str, typer.Option("--policy", metavar="NAME,NAME", help="Which policies; belady is their bound.")
+        str,
+        typer.Option(
+            "--policy", metavar="NAME,NAME", help="Which policies; belady is the bound of those that begin empty."
+        ),
     ] = _POLICIES,
     unit: Annotated[str, typer.Option("--unit", metavar="row,page", help="What a cache holds; or both.")] = "row",
     layout: Annotated[
@@ -77,7 +81,10 @@ def simulate(
         ),
     ] = None,
     row_bytes: Annotated[
-        int | None, typer.Option("--row-bytes", min=1, help="Bytes of a row; a preset's are known.")
+        int | None,
+        typer.Option(
+            "--row-bytes", min=1, help="Bytes of a row; a preset's are known, and `inspect table` tells a table's."
+        ),
     ] = None,
     streams: Annotated[
         str, typer.Option("--streams", metavar="N,N", help="Sequences under way at once, to which documents are dealt.")
@@ -90,10 +97,16 @@ def simulate(
         typer.Option("--chunk", metavar="N,N", help="Instead: prompts, in steps of N tokens of a stream at a time."),
     ] = None,
     warm_up: Annotated[
-        float, typer.Option("--warm-up", metavar="SHARE", help="Of the text, before what counts as steady.")
+        float,
+        typer.Option("--warm-up", metavar="SHARE", help="Of the text, before what counts as steady: 0.5 is half."),
     ] = 0.5,
     memory: Annotated[
-        str, typer.Option("--memory", metavar="SIZE", help="To work in; a text that needs more is sampled, by row.")
+        str,
+        typer.Option(
+            "--memory",
+            metavar="SIZE",
+            help="To work in; a text that needs more is sampled, by row; a row looked up takes 48 bytes.",
+        ),
     ] = "2GiB",
     preload: Annotated[
         Path | None,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import textwrap
 from itertools import groupby
 from typing import Any
 
 from engram_cli import console
 
-_WIDTH = 100
+_WIDTH = min(100, shutil.get_terminal_size((100, 24)).columns)
 _VERDICTS = {
     "representative": "repeats itself as code and prose do",
     "too-repetitive": "repeats itself MORE than code and prose do: these hit ratios flatter",
@@ -28,14 +29,21 @@ def show_simulation(record: dict[str, Any]) -> None:
     _show_unique(record["unique_rows"])
     for run in record["runs"]:
         _show_run(run, record)
+    told = []
     for entry in record["left_out"]:
         size = "" if entry["cache_bytes"] is None else f" of {_size(entry['cache_bytes'])}"
-        _line(f"left out: {entry['policy']}{size}, {entry['unit']}s: {entry['reason']}")
+        told.append(f"left out: {entry['policy']}{size}, {entry['unit']}s: {entry['reason']}")
+    # The same reason is recorded for every way of fetching.
+    for line in dict.fromkeys(told):
+        _line(line)
     if record["bundles"] is not None:
         _show_bundles(record["bundles"])
     if record["hot_list"] is not None:
         hot = record["hot_list"]
-        _line(f"wrote {hot['path']}: {hot['n_rows']:,} rows, {hot['row_bytes']:,} bytes of them")
+        _line(
+            f"wrote {hot['path']}: {hot['n_rows']:,} rows, {_size(hot['row_bytes'])} of them; judge it by "
+            f"--preload {hot['path']} on another text"
+        )
 
 
 def _show_repetition(found: dict[str, Any]) -> None:
@@ -44,44 +52,72 @@ def _show_repetition(found: dict[str, Any]) -> None:
         _line(f"the text {verdict} ({found['window_tokens']:,} tokens are needed)")
         return
     _line(
-        f"the text {verdict}: {found['seen_share']:.0%} of a window's {found['order']}-grams stood in it before, new "
-        f"ones grow by 2^{found['growth']:.2f} as the text doubles ({found['rule']})"
+        f"the text {verdict}: {found['seen_share']:.0%} of the {found['order']}-grams in {found['window_tokens']:,} "
+        f"tokens stood there before, and twice the text has {2 ** found['growth']:.2f} times as many different ones "
+        f"(seen_share {found['seen_share']:.2f}, growth {found['growth']:.2f}, the logarithm of those times; "
+        f"{found['rule']})"
     )
 
 
 def _show_unique(lengths: list[dict[str, Any]]) -> None:
     told = [f"{of['chunk_tokens']:,}: {of['unique_ratio']:.0%}" for of in lengths if of["unique_ratio"] is not None]
     if told:
-        _line(f"distinct rows of a chunk's lookups, by its tokens: {', '.join(told)}")
+        _line(f"distinct rows among the lookups of a chunk of so many tokens: {', '.join(told)}")
 
 
 def _show_run(run: dict[str, Any], record: dict[str, Any]) -> None:
     console.show()
     unit = run["unit"] if run["layout"] is None else f"{run['unit']} ({run['layout']})"
-    how = f"chunks of {run['tokens_a_step']:,} tokens" if run["is_prefill"] else f"{run['tokens_a_step']:,} a step"
+    tokens = f"{run['tokens_a_step']:,} token{'s' if run['tokens_a_step'] > 1 else ''}"
+    how = f"chunks of {tokens}" if run["is_prefill"] else f"steps of {tokens}"
     sample = "" if run["sample_rate"] == 1 else f", a sample of {run['sample_rate']:.3g} of the {run['unit']}s"
     _line(f"By {unit}, {run['n_streams']} stream{'s' if run['n_streams'] > 1 else ''}, {how}{sample}")
     same = ("unit", "layout", "n_streams", "tokens_a_step", "is_prefill")
     curves = [curve for curve in record["curves"] if all(curve[key] == run[key] for key in same)]
     for state, of_state in groupby(sorted(curves, key=lambda curve: str(curve["state"])), key=lambda c: c["state"]):
-        _show_state(state, list(of_state), run)
+        _show_state(state, list(of_state), run, record)
 
 
-def _show_state(state: str, curves: list[dict[str, Any]], run: dict[str, Any]) -> None:
+def _show_state(state: str, curves: list[dict[str, Any]], run: dict[str, Any], record: dict[str, Any]) -> None:
     sizes = sorted({point["cache_bytes"] for curve in curves for point in curve["points"]})
     points = [{point["cache_bytes"]: point for point in curve["points"]} for curve in curves]
     rows = [[_size(size), *(_ratio(of.get(size)) for of in points)] for size in sizes]
-    title = "cold: from an empty cache on" if state == "cold" else "steady: the rest"
-    console.show_table(f"hit ratio, {title}", ["cache", *(curve["policy"] for curve in curves)], rows)
-    if any(point["is_full"] is False for of in points for point in of.values()) and state == "steady":
-        _line(f"*: not yet full after the cold part, which has {run['n_distinct_cold']:,} distinct {run['unit']}s")
-    lru = next((curve for curve in curves if curve["policy"] == "lru"), curves[0])
-    if state == "steady" and lru["points"] and lru["points"][0]["misses_a_token_p50"] is not None:
-        told = ", ".join(
-            f"{_size(point['cache_bytes'])} {point['misses_a_token_p50']:g} and {point['misses_a_token_p99']:g}"
-            for point in lru["points"]
-        )
-        _line(f"misses a token with {lru['policy']}, p50 and p99: {told}")
+    share = record["warm_up_share"]
+    of_what = f"the first {share:.0%} of the text" if state == "cold" else "the rest of it"
+    # Not the table's title, which a table narrower than it would break.
+    console.show(f"hit ratio, {state}: {of_what}{', from an empty cache on' if state == 'cold' else ''}")
+    console.show_table("", ["cache", *(curve["policy"] for curve in curves)], rows)
+    if state == "steady":
+        _show_unfilled(points, run, record)
+        _show_misses(next((curve for curve in curves if curve["policy"] == "lru"), curves[0]), run)
+
+
+def _show_unfilled(points: list[dict[int, dict[str, Any]]], run: dict[str, Any], record: dict[str, Any]) -> None:
+    """What the asterisks mean, and how much text would do without them, at the rate of new rows so far."""
+    open_sizes = sorted({size for of in points for size, point in of.items() if point["is_full"] is False})
+    if not open_sizes:
+        return
+    n_distinct, n_tokens = run["n_distinct_cold"], record["corpus"]["n_tokens"]
+    told = f"whose {n_distinct:,} distinct {run['unit']}s take {_size(n_distinct * run['item_bytes'])}"
+    longer = ""
+    if n_distinct:
+        n_wanted = n_tokens * open_sizes[0] / (n_distinct * run["item_bytes"])
+        longer = f": about {n_wanted / 1e6:,.2g} million tokens fill {_size(open_sizes[0])}"
+    _line(f"*: not full after the cold part, {told}; a longer text may raise it{longer}")
+
+
+def _show_misses(curve: dict[str, Any], run: dict[str, Any]) -> None:
+    if not curve["points"]:
+        return
+    if curve["points"][0]["misses_a_token_p50"] is None:
+        if run["sample_rate"] < 1:
+            _line("misses of single tokens cannot be told from a sample; more --memory, or less text, tells them")
+        return
+    told = ", ".join(
+        f"{_size(point['cache_bytes'])}: {point['misses_a_token_p50']:.3g} and {point['misses_a_token_p99']:.3g}"
+        for point in curve["points"]
+    )
+    _line(f"misses a token with {curve['policy']}, at most in half of the steps, and in 99 of 100: {told}")
 
 
 def _show_bundles(sweep: dict[str, Any]) -> None:
@@ -89,14 +125,21 @@ def _show_bundles(sweep: dict[str, Any]) -> None:
     orders = [of["order"] for of in sweep["points"][0]["found"]]
     rows = [
         [
-            _size(point["budget_bytes"]), f"{point['n_bundles']:,}", f"{point['reads_a_token']:.2f}",
-            f"{point['page_bytes_a_token']:,.0f}", *(f"{of['share']:.1%}" for of in point["found"]),
+            _size(point["budget_bytes"]) if point["budget_bytes"] else "none",
+            f"{point['n_bundles']:,}",
+            f"{point['reads_a_token']:.2f}",
+            f"{point['page_bytes_a_token']:,.0f}",
+            *(f"{of['share']:.1%}" for of in point["found"]),
         ]
         for point in sweep["points"]
-    ]  # fmt: skip
+    ]
+    _line(
+        f"with bundles of the n-grams of {sweep['counts']}, and no cache; {sweep['payload_bytes_a_token']:,} bytes of "
+        "rows a token. Counts of the very text that is replayed flatter"
+    )
     console.show_table(
-        f"bundles of the n-grams of {sweep['counts']}; {sweep['payload_bytes_a_token']:,} bytes of rows a token",
-        ["budget", "bundles", "reads a token", "page bytes a token", *(f"found, order {order}" for order in orders)],
+        "",
+        ["budget", "n-grams", "reads a token", "page bytes a token", *(f"found, order {order}" for order in orders)],
         rows,
     )
 
@@ -109,6 +152,10 @@ def _ratio(point: dict[str, Any] | None) -> str:
 
 
 def _size(n_bytes: int) -> str:
+    """As one would ask for it: 8 MiB where that is exact, else 33.5 MB."""
+    for scale, name in ((2**30, "GiB"), (2**20, "MiB")):
+        if n_bytes >= scale and n_bytes % scale == 0:
+            return f"{n_bytes // scale:,} {name}"
     for scale, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
         if n_bytes >= scale:
             return f"{n_bytes / scale:.4g} {name}"

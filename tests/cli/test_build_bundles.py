@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -85,6 +85,9 @@ def test_bundles_alone_leave_the_table_as_it_is(engram: Engram, counts: Path, ti
         (("--bundle-budget", "1MiB"), 2),
         (("--bundles-only",), 2),
         (("--bundles", "counts", "--bundle-budget", "1MiB", "--bundles-only", "--codec", "bf16"), 2),
+        (("--bundles", "counts", "--bundle-budget", "1MiB", "--bundles-only", "--layout", "page"), 2),
+        (("--bundles", "counts", "--bundle-budget", "1MiB", "--bundles-only", "--shard-bytes", "1GiB"), 2),
+        (("--bundles", "counts", "--bundle-budget", "1MiB", "--bundles-only", "--vocab", "v.parquet"), 2),
         (("--bundles", "counts", "--bundle-budget", "1 potato"), 3),
         (("--bundles", "counts", "--bundle-budget", "10"), 3),
         (("--bundles", "nothing", "--bundle-budget", "1MiB"), 3),
@@ -147,3 +150,52 @@ def test_verify_finds_what_is_wrong_with_bundles(
     ran = engram("inspect", "table", "other")
     assert ran.code == 3
     assert "build the bundles again" in ran.err
+
+
+@pytest.mark.parametrize("place", ["table", "counts", "mine"])
+def test_force_leaves_what_is_no_bundles(
+    place: str, engram: Engram, counts: Path, tiny_table: Path, tmp_path: Path
+) -> None:
+    """The table that they are made of is one of them."""
+    assert engram("build-table", "--from", tiny_table, "-o", "table").code == 0
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").write_text("mine")
+    before = contents(tmp_path / place)
+    for options in ((), ("--dry-run",)):
+        ran = engram(
+            "build-table", "--from", "table", "--bundles-only", "--bundles", counts, "--bundle-budget", "40KiB",
+            "-o", place, "--force", *options,
+        )  # fmt: skip
+        assert (ran.code, ran.out) == (3, "")
+        assert "expected bundles to replace" in ran.err
+    assert contents(tmp_path / place) == before
+
+
+def test_reads_of_a_rank_are_those_of_its_bundles(
+    engram: Engram, counts: Path, tiny_table: Path, tmp_path: Path
+) -> None:
+    """A rank of one layer of two saves half of what the whole table saves."""
+    bundled = ("--bundles", counts, "--bundle-budget", "40KiB", "--json")
+    records: list[dict[str, Any]] = []
+    for options in ((), ("--ranks", "2", "--by", "layer", "--rank", "0")):
+        ran = engram("build-table", "--from", tiny_table, "-o", f"t{len(records)}", *bundled, *options)
+        assert ran.code == 0, ran.err
+        records.append(ran.records()[1])
+    assert [[bool(sum(layer["n_bundles"])) for layer in record["layers"]] for record in records] == [
+        [True, True],
+        [True, False],
+    ]
+    saved = [record["counted_reads"] - record["counted_reads_with_bundles"] for record in records]
+    assert saved[0] == 2 * saved[1] > 0
+
+
+def test_force_replaces_a_table_and_its_bundles(engram: Engram, counts: Path, tiny_table: Path, tmp_path: Path) -> None:
+    common = ("build-table", "--from", tiny_table, "-o", "with", "--force")
+    bundled = ("--bundles", counts, "--bundle-budget", "40KiB")
+    for options, has_bundles in ((bundled, True), (bundled, True), ((), False)):
+        ran = engram(*common, *options)
+        assert ran.code == 0, ran.err
+        assert (tmp_path / "with/bundles").is_dir() is has_bundles
+    assert engram(*common, *bundled).code == 0
+    (tmp_path / "with/bundles/notes.txt").write_text("mine")
+    assert engram(*common).code == 3

@@ -107,3 +107,11 @@ def test_a_small_shared_memory_ends_with_6(tiny_table: Path) -> None:
     assert ran.returncode == 6, ran.stdout + ran.stderr
     assert "shared-memory" in ran.stderr
     assert "--shm-size" in ran.stdout
+
+
+@pytest.mark.parametrize("wrong", [("https://example.com/table",), ("hf://owner/name",), ("--table-bytes", "0")])
+def test_what_is_no_table_of_this_machine_is_refused(engram: Engram, wrong: tuple[str, ...]) -> None:
+    ran = engram("doctor", *wrong)
+    assert ran.code == 3
+    assert "expected" in ran.err
+    assert wrong[-1] in ran.err

@@ -102,7 +102,10 @@ def test_lru_is_that_of_a_plain_cache(engram: Engram, home: Path, batch: int) ->
             assert point["error"] is None
         bound = [curve(record, "belady", state) for state in ("cold", "steady")]
         assert sum(hits) <= round(sum(of["points"][at]["hit_ratio"] * of["n_accesses"] for of in bound))
-        assert point["misses_a_token_p50"] == sorted(misses)[-(-len(misses) // 2) - 1] / batch
+        # The last step has what is left of the text.
+        n_tokens = [min(batch, len(items) - at) for at in range(0, len(items), batch)][run["first_steady_step"] :]
+        of_tokens = sorted(missed / n for missed, n in zip(misses, n_tokens, strict=True))
+        assert point["misses_a_token_p50"] == of_tokens[-(-len(misses) // 2) - 1]
         assert point["is_full"] == (run["n_distinct_cold"] >= size)
     by_class = curve(record, "lru", "steady")["classes"]
     assert [(of["layer_id"], of["order"]) for of in by_class] == [(1, 2), (1, 3), (1, 4), (3, 2), (3, 3), (3, 4)]
@@ -256,3 +259,55 @@ def test_a_corpus_needs_a_spec_and_a_row_length(engram: Engram, home: Path, tiny
     assert (ran.code, "--row-bytes" in ran.err) == (3, True)
     ran = engram("simulate", home / "trace", home / "texts")
     assert (ran.code, "found a trace among 2 paths" in ran.err) == (3, True)
+
+
+@pytest.mark.parametrize("options", [("--streams", 500), ("--batch", 100_000), ("--chunk", 100_000)])
+def test_misses_are_of_the_tokens_that_a_step_has(engram: Engram, home: Path, options: tuple[str, int]) -> None:
+    """More streams than documents, and steps longer than the text: a step's misses are over its own tokens."""
+    record = simulated(engram, home / "trace", "--sizes", "1280,20MB", "--policy", "lru,tiered", *options)
+    with open_trace(home / "trace") as trace:
+        rows, starts = trace.rows(0, trace.n_tokens), np.asarray(trace.document_starts)
+    if options[0] == "--streams":
+        # The first token of each document, none of which was there before.
+        n_tokens = int((np.diff(starts) > 0).sum())
+        first = starts[:-1][np.diff(starts) > 0]
+    else:
+        n_tokens, first = len(rows), np.arange(len(rows))
+    missed = sum(np.unique(rows[first, layer]).size for layer in range(rows.shape[1]))
+    cold = curve(record, "lru", "cold")
+    assert cold["tokens_a_step"] == options[1]
+    if options[0] == "--streams":
+        assert max(point["misses_a_token_p99"] for point in cold["points"]) >= missed / n_tokens > 1
+    else:
+        assert {point["misses_a_token_p50"] for point in cold["points"]} == {missed / n_tokens}
+
+
+def test_a_size_that_a_sample_cannot_stand_for_is_refused_before_the_text_is_read(
+    engram: Engram, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from engram_tables.measure.simulating import report
+
+    monkeypatch.setattr(report, "_LEAST_BYTES", 1)
+    ran = engram("simulate", home / "trace", "--row-bytes", ROW_BYTES, "--sizes", "1kB,16MB", "--memory", "20kB")
+    assert ran.code == 3
+    assert "sizes: found 1000 bytes" in ran.err
+    assert "raise --memory" in ran.err
+    assert "looking up" not in ran.err
+
+
+@pytest.mark.parametrize("unit", ["row", "page"])
+def test_a_trace_with_rows_that_its_spec_has_not_is_damaged(
+    engram: Engram, home: Path, tiny_table: Path, tiny_vocab_file: Path, tmp_path: Path, unit: str
+) -> None:
+    spec = tiny_table.parent / "spec.json"
+    made = engram("trace", home / "texts", "--spec", spec, "--vocab", tiny_vocab_file, "--store", "rows",
+                  "-o", tmp_path / "trace")  # fmt: skip
+    assert made.code == 0, made.err
+    (file,) = (tmp_path / "trace").glob("*.rows.npy")
+    rows = np.load(file)
+    rows[3, 1, 0] = np.iinfo(rows.dtype).max
+    np.save(file, rows)
+    ran = engram("simulate", tmp_path / "trace", "--row-bytes", ROW_BYTES, "--sizes", "8kB", "--unit", unit)
+    assert ran.code == 3
+    assert "of layer 3" in ran.err
+    assert "damaged" in ran.err

@@ -15,9 +15,6 @@ from engram_tables.fetch.engines.queue_kernels import (
     N_FREE,
     N_QUEUED,
     N_STATES,
-    Context,
-    Ring,
-    Slots,
     Work,
     group_reads,
     hand_over,
@@ -27,6 +24,7 @@ from engram_tables.fetch.engines.queue_kernels import (
     reap_ring,
     take,
 )
+from engram_tables.fetch.engines.queue_memory import Context, Ring, Slots
 from engram_tables.memory import aligned_bytes
 
 UNIT = 512

@@ -222,3 +222,17 @@ def test_another_tables_engine_is_refused_after_both_have_read(table: Table, tmp
             table.fetch(addresses, engine="gather")
             with pytest.raises(InvalidInput, match="expected one that was made for table"):
                 table.fetch(addresses, engine=foreign)
+
+
+@pytest.mark.parametrize("engine", ["gather", "auto", "willneed", "mapping", "pread"])
+@pytest.mark.parametrize("n_rows", [40, 400, 20_000])
+def test_row_ids_may_lie_in_the_output(table: Table, engine: str, n_rows: int) -> None:
+    layer = table.spec.layers[0]
+    given = np.random.default_rng(0).integers(0, layer.n_rows, n_rows)
+    expected = np.zeros((n_rows, table.row_bytes), np.uint8)
+    for _ in range(4):
+        table.fetch_rows(layer.layer_id, given, expected, engine)
+    room = np.zeros(n_rows * table.row_bytes, np.uint8)
+    rows = room[: n_rows * 8].view(np.int64)
+    rows[:] = given
+    assert np.array_equal(table.fetch_rows(layer.layer_id, rows, room.reshape(n_rows, -1), engine), expected)

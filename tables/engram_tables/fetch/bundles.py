@@ -20,9 +20,12 @@ from engram_tables.errors import CorruptTable, SpecMismatch
 from engram_tables.fetch.engines.auto import AutoEngine
 from engram_tables.fetch.engines.engine import DONE, Engine, Pending
 from engram_tables.fetch.engines.ladder import ENGINES
+from engram_tables.fetch.engines.queue_memory import Bundled
+from engram_tables.fetch.engines.queued import ShortReads
 from engram_tables.fetch.kernels import DONE as WARM_DONE
 from engram_tables.fetch.placement import Batch, Placed, Placements
 from engram_tables.fetch.table import Table
+from engram_tables.fetch.warm import ShortWay
 from engram_tables.storage.bundles.checking import read_records
 from engram_tables.storage.bundles.files import BundleDirectory
 from engram_tables.storage.bundles.index_kernels import look_up, redirect
@@ -100,6 +103,8 @@ class Bundles:
             self._slots = self.directory.slots
             self._counting = threading.Lock()
             self._n_lookups = self._n_found = 0
+            # Those of the compiled short way, which adds to them without a lock.
+            self._short_counts = np.zeros(2, np.int64)
             if not isinstance(stored, StoredTable):
                 self._compare_some(stored)
         except BaseException:
@@ -152,10 +157,26 @@ class Bundles:
                     batch.numbers = numbers
         return batch.numbers
 
+    def found(self, addresses: Addresses) -> NDArray[np.int64]:
+        """How many of a batch's n-grams have bundles, int64 (orders,), by the keys of `addresses`; not counted."""
+        n_orders = len(self.columns) - 1
+        numbers = np.empty(addresses.rows.size // int(self.columns[-1]) * n_orders, np.int64)
+        keys = np.ascontiguousarray(addresses.keys).view(np.uint64).reshape(-1)
+        look_up(np.ascontiguousarray(addresses.rows).reshape(-1), keys, self.columns, self._spans, self._slots, numbers)
+        found: NDArray[np.int64] = (numbers.reshape(-1, n_orders) >= 0).sum(axis=0, dtype=np.int64)
+        return found
+
     def counts(self) -> BundleCounts:
         """What has been asked for so far."""
         with self._counting:
-            return BundleCounts(self._n_lookups, self._n_found)
+            n_lookups, n_found = self._short_counts.tolist()
+            return BundleCounts(self._n_lookups + n_lookups, self._n_found + n_found)
+
+    def at(self, bases: NDArray[np.uint64]) -> Bundled:
+        """What a kernel needs where the first bundle of each layer and order is at `bases`, uint64 (layers, orders)."""
+        return Bundled(
+            columns=self.columns, spans=self._spans, slots=self._slots, bases=bases, counts=self._short_counts
+        )
 
     def close(self) -> None:
         """Close the files."""
@@ -186,13 +207,18 @@ class _BundledPlacements(Placements):
 
     def in_files(self, file_starts: NDArray[np.uint64]) -> Placed:
         """See `Placements.in_files`."""
+        bases = file_starts[self.file_idx] + self.offsets.astype(np.uint64)
+        return _BundledPlaced(self, bases, self.first_bundles(file_starts))
+
+    def first_bundles(self, file_starts: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        """Where the first bundle of each layer and order is, uint64 (layers, orders), in the space of `in_files`."""
         manifest = self._bundles.directory.manifest
         bases = np.zeros((len(manifest.layer_ids), len(manifest.orders)), np.uint64)
         records = [file for file in manifest.files if file.order is not None]
         for start, file in zip(file_starts[self._first_file :].tolist(), records, strict=True):
             place = manifest.layer_ids.index(file.layer_id or 0), manifest.orders.index(file.order or 0)
             bases[place] = start + file.data_offset
-        return _BundledPlaced(self, file_starts[self.file_idx] + self.offsets.astype(np.uint64), bases)
+        return bases
 
 
 class _BundledPlaced(Placed):
@@ -247,12 +273,14 @@ class BundledTable(Table):
             Keys of another shape or kind than the spec's, too. Without keys (an empty array) rows are read one by one.
         """
         engine = self._default if engine is None else engine
-        if engine == AutoEngine.name and threads in (None, 1):
-            made = self._engines.get(AutoEngine.name)
-            if made is not None and made.warm is not None:
+        if threads is None or threads == 1:
+            made: Engine | None = self._engines.get(engine) if isinstance(engine, str) else engine
+            short = made.warm if made is not None and made.stored is self.stored else None
+            if short is not None and (isinstance(short, ShortReads) or engine == AutoEngine.name):
                 out = self._room(addresses.rows) if out is None else out
+                # Arrays that are not the kernel's are declined by an error, and refused by name below.
                 try:
-                    if made.warm.fetch_tokens(addresses.rows, out) == WARM_DONE:
+                    if _fetch_short(short, addresses, out) == WARM_DONE:
                         return out
                 except TypeError:
                     pass
@@ -282,8 +310,11 @@ class BundledTable(Table):
         if made is None and name in READERS:
             with self._leases:
                 made = ENGINES[name](self._joined, self._bundled_places)
-                # To whoever asks it is an engine of the table; and its short way knows rows alone.
-                made.stored, made.warm = self.stored, None
+                if isinstance(made.warm, ShortReads):
+                    first_bundles = self._bundled_places.first_bundles(made.warm.file_spots)
+                    made.warm.look_in(self.bundles.at(first_bundles), self.spec.key_dtype)
+                # To whoever asks it is an engine of the table.
+                made.stored = self.stored
                 if self._engines.setdefault(name, made) is not made:
                     made.close()
         return super().engine(name)
@@ -307,3 +338,9 @@ class BundledTable(Table):
         keyed = KeyedBatch(*batch)
         keyed.keys = np.ascontiguousarray(keys).view(np.uint64).reshape(-1)
         return keyed, records
+
+
+def _fetch_short(short: ShortWay, addresses: Addresses, out: NDArray[np.uint8]) -> int:
+    if isinstance(short, ShortReads) and addresses.keys.size:
+        return short.fetch_keyed(addresses.rows, addresses.keys, out)
+    return short.fetch_tokens(addresses.rows, out)

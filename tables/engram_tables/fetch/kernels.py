@@ -457,6 +457,9 @@ def _fetch_all(
     plan = _words(plan_at, PLAN_HEAD)
     if n_items > plan[MOST_ROWS] or n_items == 0:
         return LARGE
+    # Row ids that lie in `out` would be written over before they are used.
+    if rows_at < out_at + n_items * row_bytes and out_at < rows_at + 8 * n_items:
+        return MISFIT
     if plan[BUDGET] < n_items:
         return SPENT
     if not _enter(plan):

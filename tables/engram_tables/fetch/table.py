@@ -176,7 +176,8 @@ class Table:
         Parameters
         ----------
         addresses
-            What `spec.address` gave; `.rows` is int64 (tokens, layers, columns).
+            What `spec.address` gave; `.rows` is int64 (tokens, layers, columns). They are checked once and then used:
+            a thread that changes them during the call can end the process.
         out
             uint8 (tokens, layers, columns, row_bytes) in C order to fill; made if None.
         engine
@@ -370,6 +371,9 @@ class Table:
         self._leases.check()
         expected = (*rows.shape, self.row_bytes)
         n_layers = rows.shape[1] if rows.ndim == 3 else 1
+        # Row ids that lie in `out` would be written over before they are used.
+        if isinstance(out, np.ndarray) and np.may_share_memory(rows, out):
+            rows = rows.copy()
         batch = self.places.check(rows, n_columns=n_columns, first_layer=layer, n_layers=n_layers)
         return batch, np.empty(expected, np.uint8) if out is None else _checked_out(out, expected)
 

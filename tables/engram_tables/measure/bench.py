@@ -7,11 +7,13 @@ It puts a record together; what is asked for, timed and said of each point is in
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from engram_tables.address.vocabulary import Vocabulary
 from engram_tables.errors import BackendUnavailable, CapacityError, InvalidInput
+from engram_tables.fetch.bundles import BundledTable
 from engram_tables.fetch.gpu.device import Device
 from engram_tables.fetch.gpu.runtime import cuda_device
 from engram_tables.fetch.table import ENGINE_NAMES, Table, open_table
@@ -20,6 +22,7 @@ from engram_tables.fetch.tiers.hot_list import HotList, read_hot_list
 from engram_tables.measure.ceilings import bus_ceilings, disk_ceilings, memory_ceilings
 from engram_tables.measure.environment import command_line, describe, read_meminfo
 from engram_tables.measure.offload.blocks import block_reads, engines_with_depth
+from engram_tables.measure.offload.bundled import describe_bundles, measure_bundles
 from engram_tables.measure.offload.depth import depth_sweeps
 from engram_tables.measure.offload.gpu import measure_gpu_section
 from engram_tables.measure.offload.host import MEMORY_SHARE, Bench, measure_section
@@ -81,7 +84,7 @@ def bench_offload(
     if plan.engine is not None and plan.engine not in ENGINE_NAMES:
         raise InvalidInput(f"engine {plan.engine!r}: not known, expected one of {', '.join(ENGINE_NAMES)}; name one")
     path = Path(table_path)
-    with open_table(table_path) as table:
+    with open_table(table_path, bundles=plan.bundles) as table:
         hot = _check_fronts(table, plan)
         main = _main_trace(table, corpus, trace, vocabulary, glob, exclude, plan.seed)
         bench = _prepare(path, table, main, plan, progress)
@@ -225,11 +228,14 @@ def _section(bench: Bench, section: Section, hot: HotList | None) -> dict[str, A
     found = measure_section(bench, section)
     if bench.plan.has_fronts and found["status"] == "measured":
         found["tiers"] = measure_tiers(bench, section, hot=hot)
+    if found["status"] == "measured" and isinstance(bench.table, BundledTable) and section.source is not Source.DRAM:
+        found["bundles"] = measure_bundles(bench, section)
     return found
 
 
 def _all_points(section: dict[str, Any]) -> list[dict[str, Any]]:
-    return [*section.get("points", ()), *section.get("tiers", {}).get("points", ())]
+    compared = [section.get(key, {}).get("points", ()) for key in ("tiers", "bundles")]
+    return [*section.get("points", ()), *chain.from_iterable(compared)]
 
 
 def _gpu_sections(bench: Bench, hot: HotList | None, device: Callable[[], Device]) -> list[dict[str, Any]]:
@@ -278,6 +284,7 @@ def _describe_plan(plan: BenchPlan, bench: Bench) -> dict[str, Any]:
         "gpu_caches": list(plan.gpu_caches),
         "hot_list": None if plan.hot_list is None else str(plan.hot_list),
         "fill_tokens": plan.fill_tokens,
+        "bundles": str(plan.bundles) if isinstance(plan.bundles, Path) else plan.bundles,
     }
 
 
@@ -309,4 +316,5 @@ def _describe_table(table: Table) -> dict[str, Any]:
         "has_digests": isinstance(stored, StoredTable),
         "shards": len(stored.files),
         "file_bytes": sum(file.file_bytes for file in stored.files),
+        "bundles": describe_bundles(table),
     }

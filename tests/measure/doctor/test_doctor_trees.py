@@ -283,3 +283,20 @@ def test_files_that_are_cut_or_strange_are_no_error(tree: str, tmp_path: Path) -
             for placement in Placement if other == "strange\n" else (Placement.NVME,):
                 look(System(tmp_path), placement, GB, n_files=3)
         path.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("filesystem", "options", "severity"),
+    [("tmpfs", "rw,huge=always", FINE), ("tmpfs", "rw", SLOW), ("ramfs", "rw", SLOW), ("hugetlbfs", "rw", FINE)],
+)
+def test_pages_are_those_of_the_mount_that_has_the_table(
+    filesystem: str, options: str, severity: Severity, tmp_path: Path
+) -> None:
+    """A table in memory need not lie in /dev/shm, whose pages say nothing of it then."""
+    system = lay("vm", tmp_path)
+    mounts = system.text("/proc/self/mountinfo")
+    line = f"999 1 0:99 / /memory rw - {filesystem} none {options}"
+    write(tmp_path, "/proc/self/mountinfo", f"{mounts}{line}\n")
+    found = look(system, "shm", GB, path=Path("/memory/table"))["memory-huge-pages"]
+    assert found.severity is severity
+    assert "/memory" in found.found

@@ -234,6 +234,14 @@ def test_percentiles_are_nearest_rank() -> None:
         [[200], [100]],
     ]
     assert step_misses(misses, 0).p50.tolist() == [[-1], [100]]
+    of_tokens = step_misses(misses, 100, np.arange(200, 0, -1))
+    assert of_tokens.most.tolist() == of_tokens.p50.tolist() == [[1.0], [1.0]]
+
+
+def test_tokens_of_steps_are_checked() -> None:
+    for tokens in ([1], [1, 0], [1, 2, 3]):
+        with pytest.raises(InvalidInput, match="tokens of"):
+            replace(accesses_of([[0], [1]]), step_tokens=np.array(tokens))
 
 
 def test_ratios() -> None:

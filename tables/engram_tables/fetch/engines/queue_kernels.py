@@ -18,12 +18,12 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from llvmlite import ir
 from numba import njit, types
 from numpy.typing import NDArray
 
+from engram_tables.fetch.engines.queue_memory import load_acquire, store_release
 from engram_tables.fetch.kernels import CLOSED, DONE, LARGE, MISFIT, OUTSIDE, SHUT
-from engram_tables.memory import add_in_order, claim, copy_bytes, intrinsic, load_int32
+from engram_tables.memory import add_in_order, claim, copy_bytes, load_int32
 
 END_OF_FILE = -1
 """As in `read_kernels`."""
@@ -48,6 +48,10 @@ PLAN_HEAD = 10
 MOST_TRIES = 1000
 _PAGE = np.uint64(4096)
 _EINTR, _EAGAIN, _EBUSY, _ECANCELED, _EINVAL = 4, 11, 16, 125, 22
+# Of the index of bundles, as in `index_kernels`.
+_LOW_HALF, _HALF, _SHIFT = np.uint64(2**32 - 1), np.uint64(32), np.uint64(33)
+_FIRST, _SECOND = np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _ENTER = 426
 _GETEVENTS = 1
 # The same on every architecture but x86-64, where libaio is older than the agreed numbers.
@@ -57,21 +61,6 @@ _external: Any = types.ExternalFunction
 _i64 = types.int64
 _syscall = _external("syscall", _i64(_i64, _i64, _i64, _i64, _i64, _i64, _i64))
 _errno_address = _external("__errno_location" if sys.platform.startswith("linux") else "__error", types.uint64())
-
-
-class Slots(NamedTuple):
-    """Where reads in flight put their bytes; slot k is `slot_bytes` from `address + k * slot_bytes`."""
-
-    read: NDArray[np.int64]
-    """(slots,): the read that a slot is for, or -1"""
-    done: NDArray[np.int64]
-    """(slots,): bytes of it that are there"""
-    tries: NDArray[np.int64]
-    """(slots,): how often the system put it off"""
-    free: NDArray[np.int64]
-    """(slots,): the first `state[N_FREE]` are the free slots"""
-    address: np.uint64
-    slot_bytes: int
 
 
 class Work(NamedTuple):
@@ -91,69 +80,6 @@ class Work(NamedTuple):
     """Address of record 0"""
     counter: NDArray[np.int64]
     """(1,): the next read that no thread has taken"""
-
-
-class Ring(NamedTuple):
-    """io_uring's shared memory, and how reads are written into it."""
-
-    words: NDArray[np.uint32]
-    """Heads, tails and completions"""
-    entries: NDArray[np.uint64]
-    """(submission entries, 8)"""
-    sq_tail: int
-    """Position in `words`, as the next three"""
-    cq_head: int
-    cq_tail: int
-    cqes: int
-    sq_mask: np.uint32
-    cq_mask: np.uint32
-    fds: NDArray[np.int64]
-    """(files,): a descriptor, or a number among the registered files"""
-    head: np.uint64
-    """First word of every entry, without the descriptor"""
-    fd: int
-    """The ring's own"""
-
-
-class Context(NamedTuple):
-    """A context of libaio, and what is handed to it and comes back."""
-
-    fds: NDArray[np.int64]
-    blocks: NDArray[np.uint64]
-    """(slots, 8): each slot's control block"""
-    pointers: NDArray[np.uint64]
-    """(slots,): the first `state[N_QUEUED]` are addresses of blocks to hand over"""
-    events: NDArray[np.uint64]
-    """(slots, 4)"""
-    context: int
-
-
-def _element(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    array = context.make_array(signature.args[0])(context, builder, arguments[0])
-    return builder.gep(array.data, [arguments[1]])
-
-
-@intrinsic
-def _load_acquire(typing_context: Any, array: Any, position: Any) -> Any:
-    """Element `position` of a contiguous uint32 array; what was written before it was stored is seen afterwards."""
-    signature = types.uint32(array, types.int64)
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.load_atomic(_element(context, builder, signature, arguments), "acquire", 4, typ=ir.IntType(32))
-
-    return signature, generate
-
-
-@intrinsic
-def _store_release(typing_context: Any, array: Any, position: Any, element: Any) -> Any:
-    """Set element `position` of a contiguous uint32 array, after everything that was written before."""
-    signature = types.void(array, types.int64, types.uint32)
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        builder.store_atomic(arguments[2], _element(context, builder, signature, arguments), "release", 4)
-        return context.get_dummy_value()
-
-    return signature, generate
 
 
 # Reads of a batch.
@@ -321,7 +247,7 @@ def queue_entry(ring: Any, work: Any, slots: Any, state: Any, slot: Any) -> None
     entry = ring.entries[np.int64(tail & ring.sq_mask)]
     entry[0] = ring.head | np.uint64(ring.fds[file]) << np.uint64(32)
     entry[1], entry[2], entry[3], entry[4] = np.uint64(offset), address, np.uint64(n_bytes), np.uint64(slot)
-    _store_release(ring.words, np.int64(ring.sq_tail), np.uint32(tail + np.uint32(1)))
+    store_release(ring.words, np.int64(ring.sq_tail), np.uint32(tail + np.uint32(1)))
     state[N_QUEUED] += 1
 
 
@@ -329,7 +255,7 @@ def queue_entry(ring: Any, work: Any, slots: Any, state: Any, slot: Any) -> None
 def reap_ring(ring: Any, work: Any, slots: Any, state: Any) -> Any:
     """Settle every completion that is there, and queue what must be asked for again; returns how many there were."""
     head = ring.words[ring.cq_head]
-    tail = _load_acquire(ring.words, np.int64(ring.cq_tail))
+    tail = load_acquire(ring.words, np.int64(ring.cq_tail))
     n_reaped = 0
     while head != tail:
         word = ring.cqes + 4 * np.int64(head & ring.cq_mask)
@@ -343,7 +269,7 @@ def reap_ring(ring: Any, work: Any, slots: Any, state: Any) -> Any:
         state[IN_FLIGHT] -= 1
         if settle(work, slots, state, slot, answer):
             queue_entry(ring, work, slots, state, slot)
-    _store_release(ring.words, np.int64(ring.cq_head), head)
+    store_release(ring.words, np.int64(ring.cq_head), head)
     return n_reaped
 
 
@@ -501,6 +427,63 @@ def _find_spots(plan: Any, rows: Any, first_layer: Any, n_layers: Any, n_columns
     return True
 
 
+# `index_kernels` finds bundles for everybody else. Kernels that call one another stand in one file, since a compiled
+# one that is kept on disk is made anew when its own file changes, and no other; so this is a second copy.
+
+
+@njit(cache=True, nogil=True)
+def _bundle_of(rows: Any, first_row: Any, n_heads: Any, keys: Any, first_word: Any, slots: Any, span: Any) -> Any:
+    """The bundle of the n-gram whose key is at word `first_word` and whose rows are at `first_row`; or -1."""
+    n_words = slots.shape[1] - 1
+    mixed = np.uint64(0)
+    for word in range(n_words):
+        mixed = (mixed ^ keys[first_word + word]) * _GOLDEN
+        mixed = (mixed ^ mixed >> _SHIFT) * _FIRST
+        mixed = (mixed ^ mixed >> _SHIFT) * _SECOND
+        mixed ^= mixed >> _SHIFT
+    first_slot, n_slots, n_bundles = span
+    slot = first_slot + np.int64(((mixed >> _HALF) * np.uint64(n_slots)) >> _HALF)
+    for _ in range(n_slots):
+        entry = slots[slot, n_words]
+        number = np.int64(entry & _LOW_HALF) - 1
+        if number < 0:
+            break
+        is_equal = True
+        for word in range(n_words):
+            is_equal &= slots[slot, word] == keys[first_word + word]
+        if is_equal:
+            mixed = np.uint64(number)
+            for head in range(n_heads):
+                mixed = (mixed ^ np.uint64(rows[first_row + head])) * _GOLDEN
+                mixed ^= mixed >> _SHIFT
+            return number if number < n_bundles and entry >> _HALF == mixed >> _HALF else np.int64(-1)
+        slot = slot + 1 if slot + 1 < first_slot + n_slots else first_slot
+    return np.int64(-1)
+
+
+@njit(cache=True, nogil=True)
+def find_bundles(rows: Any, keys: Any, bundled: Any, row_bytes: Any, spots: Any) -> Any:
+    """Let the spots of bundled n-grams be those in their bundles; how many n-grams have one.
+
+    `rows` is int64 (tokens x layers x columns,) and `spots` uint64 of that length; `keys` is uint64 (tokens x layers x
+    orders x words,), of any value.
+    """
+    columns, n_words = bundled.columns, bundled.slots.shape[1] - 1
+    n_layers, n_orders = bundled.bases.shape
+    n_found = np.int64(0)
+    for place in range(rows.shape[0] // columns[n_orders] * n_orders):
+        order, layer = place % n_orders, place // n_orders % n_layers
+        first, n_heads = place // n_orders * columns[n_orders] + columns[order], columns[order + 1] - columns[order]
+        span = bundled.spans[layer, order]
+        number = _bundle_of(rows, first, n_heads, keys, place * n_words, bundled.slots, (span[0], span[1], span[2]))
+        if number >= 0:
+            n_found += 1
+            start = bundled.bases[layer, order] + np.uint64(number * n_heads * row_bytes)
+            for head in range(n_heads):
+                spots[first + head] = start + np.uint64(head * row_bytes)
+    return n_found
+
+
 @njit(cache=True, nogil=True)
 def _sort(spots: Any, order: Any) -> None:
     """Put a few spots in ascending order, and note in `order` which item each one is."""
@@ -541,8 +524,8 @@ def _enter(plan: Any) -> Any:
 
 
 @lru_cache(maxsize=64)
-def short_kernel(n_dims: int, drives_ring: bool, queue_types: Any) -> Any:
-    """A whole fetch of a few records in one part: shapes, gate, row ids, spots, reads.
+def short_kernel(n_dims: int, drives_ring: bool, queue_types: Any, bundled_type: Any = types.none) -> Any:
+    """A whole fetch of a few records in one part: shapes, gate, row ids, spots, bundles, reads.
 
     Parameters
     ----------
@@ -552,23 +535,29 @@ def short_kernel(n_dims: int, drives_ring: bool, queue_types: Any) -> Any:
         io_uring, otherwise libaio.
     queue_types
         Types, as numba has them, of the view and the slots that `drive_ring` or `drive_context` takes.
+    bundled_type
+        That of a `Bundled`, whose bundles are looked in; only with 3 dimensions.
 
     Notes
     -----
     The kernel's arguments: a plan (see `GATE`), the layer's position or 0, `rows` int64 in C order, `out` uint8 of that
-    shape and (row_bytes,) to write to, then a queue's view, slots and state. The types are fixed, so that others are
-    refused by the call itself (TypeError). It answers DONE; or FAILED, and `state` has the failure; or something else,
-    and has done nothing. Nothing is in flight when it returns, unless `state[IS_BROKEN]`.
+    shape and (row_bytes,) to write to, then a queue's view, slots and state; last the keys, uint64 (tokens, layers,
+    orders x words), and the bundles, both None without bundles. The types are fixed, so that others are refused by the
+    call itself (TypeError). It answers DONE; or FAILED, and `state` has the failure; or something else, and has done
+    nothing. Nothing is in flight when it returns, unless `state[IS_BROKEN]`.
     """
-    words = types.Array(types.int64, 1, "C")
-    rows_type, out_type = (
-        types.Array(types.int64, n_dims, "C", readonly=True),
-        types.Array(types.uint8, n_dims + 1, "C"),
-    )
-    signature = types.int64(words, types.int64, rows_type, out_type, *queue_types, words, types.int64)
+    words, has_keys = types.Array(types.int64, 1, "C"), bundled_type != types.none
+    signature = types.int64(
+        words, types.int64, types.Array(types.int64, n_dims, "C", readonly=True),
+        types.Array(types.uint8, n_dims + 1, "C"), *queue_types, words, types.int64,
+        types.Array(types.uint64, 3, "C", readonly=True) if has_keys else types.none, bundled_type,
+    )  # fmt: skip
 
     @njit(signature, cache=True, nogil=True)
-    def fetch(plan: Any, layer: Any, rows: Any, out: Any, view: Any, slots: Any, state: Any, at_once: Any) -> Any:
+    def fetch(
+        plan: Any, layer: Any, rows: Any, out: Any, view: Any, slots: Any, state: Any, at_once: Any, keys: Any,
+        bundled: Any,
+    ) -> Any:  # fmt: skip
         n_items = rows.size
         if out.shape[:-1] != rows.shape or out.shape[-1] != plan[ROW_BYTES]:
             return MISFIT
@@ -579,16 +568,27 @@ def short_kernel(n_dims: int, drives_ring: bool, queue_types: Any) -> Any:
             n_layers, n_columns = np.int64(rows.shape[1]), np.int64(rows.shape[-1])
             if n_layers != plan[N_LAYERS] or n_columns != plan[N_COLUMNS]:
                 return MISFIT
-        spots = np.empty(n_items, np.uint64)
-        if not _find_spots(plan, rows.reshape(n_items), layer, n_layers, n_columns, spots):
+        if has_keys:
+            n_words = bundled.bases.shape[1] * (bundled.slots.shape[1] - 1)
+            if keys.shape != (rows.shape[0], n_layers, n_words):
+                return MISFIT
+        spots, flat = np.empty(n_items, np.uint64), rows.reshape(n_items)
+        if not _find_spots(plan, flat, layer, n_layers, n_columns, spots):
             return OUTSIDE
         if not _enter(plan):
             return CLOSED
+        n_found = np.int64(0)
+        if has_keys:
+            n_found = find_bundles(flat, keys.reshape(keys.size), bundled, plan[ROW_BYTES], spots)
         work = _work(plan, spots, np.uint64(out.ctypes.data))
         if drives_ring:
             drive_ring(view, work, slots, state, at_once, True)
         else:
             drive_context(view, work, slots, state, at_once, True)
+        if has_keys and state[CODE] == 0:
+            counts = np.uint64(bundled.counts.ctypes.data)
+            add_in_order(counts, np.int64(keys.size // (bundled.slots.shape[1] - 1)))
+            add_in_order(counts + np.uint64(8), n_found)
         add_in_order(np.uint64(plan[GATE]), np.int64(-1))
         return DONE if state[CODE] == 0 else FAILED
 

@@ -30,11 +30,12 @@ from engram_tables.fetch.engines.queue_kernels import (
     OFFSET,
     ROUNDS,
     UNKNOWN_ANSWER,
-    Slots,
     Work,
     short_kernel,
 )
+from engram_tables.fetch.engines.queue_memory import Bundled, Slots
 from engram_tables.fetch.engines.reading import Behind
+from engram_tables.fetch.kernels import MISFIT
 from engram_tables.fetch.placement import Batch, Placements
 from engram_tables.storage.row_files import RowFiles
 from engram_tables.threads import resolve_threads, run_slices
@@ -291,6 +292,11 @@ class ShortReads:
 
     What it declines, or fails to read, is found out, and named, by who goes the long way. It holds the engine's gate
     while it reads, and one of the engine's idle queues; where there is none it declines.
+
+    Attributes
+    ----------
+    file_spots
+        uint64 (files,): where byte 0 of each of the engine's files is in the space of spots (see `queue_kernels`).
     """
 
     def __init__(self, engine: QueueEngine, places: Placements, files: ReadFiles, gate: NDArray[np.int64]) -> None:
@@ -309,40 +315,65 @@ class ShortReads:
             (queue_kernels.LIMIT_BYTES, engine.limit_bytes),
         ):
             head[word] = value
+        self.file_spots = files.spots
         spots = places.in_files(files.spots).bases
         self._plan = np.concatenate([head, places.extent_words(spots), files.spots.view(np.int64)])
+        self._bundled: Bundled | None = None
+        self._key_dtype: np.dtype[Any] | None = None
         # The plan names the gate by its address.
         self._gate = gate
         self._drives_ring = engine.drives_ring
-        self._kernels: dict[int, Any] = {}
+        self._kernels: dict[tuple[int, bool], Any] = {}
         # The engine holds this one, and is to end with its last user.
         self._engine = weakref.ref(engine)
 
+    def look_in(self, bundled: Bundled, key_dtype: np.dtype[Any]) -> None:
+        """Let `fetch_keyed` take from these bundles, which lie in files of the engine."""
+        self._bundled, self._key_dtype = bundled, key_dtype
+
     def fetch_tokens(self, rows: Any, out: Any) -> int:
         """As `WarmPath.fetch_tokens`; another answer than DONE says nothing about what is in `out`."""
-        return self._fetch(3, 0, rows, out)
+        return self._fetch(3, 0, rows, out, None)
 
     def fetch_rows(self, layer: int, rows: Any, out: Any) -> int:
         """As `WarmPath.fetch_rows`; likewise."""
-        return self._fetch(1, layer, rows, out)
+        return self._fetch(1, layer, rows, out, None)
 
-    def _fetch(self, n_dims: int, layer: int, rows: Any, out: Any) -> int:
+    def fetch_keyed(self, rows: Any, keys: Any, out: Any) -> int:
+        """As `fetch_tokens`, with the keys of the rows' n-grams, (tokens, layers, orders) of `look_in`'s type.
+
+        Rows of n-grams that have bundles are read there; what bundles hold must be known (`look_in`). Keys of other
+        n-grams cost reads and change no byte.
+        """
+        if self._bundled is None or keys.dtype != self._key_dtype:
+            return MISFIT
+        try:
+            words = keys.view(np.uint64)
+        except ValueError:
+            # Records of words that do not follow each other.
+            return MISFIT
+        return self._fetch(3, 0, rows, out, words)
+
+    def _fetch(self, n_dims: int, layer: int, rows: Any, out: Any, keys: Any) -> int:
         engine = self._engine()
         queue = None if engine is None else engine.borrow()
         if engine is None or queue is None:
             return _NO_QUEUE
+        bundled = None if keys is None else self._bundled
         # Ctrl-C between these lines drops the queue, and costs a ring: whatever the kernel asked for has come when it
         # returns.
         try:
-            kernel = self._kernels.get(n_dims) or self._compile(n_dims, queue)
-            return int(kernel(self._plan, layer, rows, out, queue.backend.view, queue.slots, queue.state, AT_ONCE))
+            kernel = self._kernels.get((n_dims, bundled is not None)) or self._compile(n_dims, queue, bundled)
+            view, slots = queue.backend.view, queue.slots
+            return int(kernel(self._plan, layer, rows, out, view, slots, queue.state, AT_ONCE, keys, bundled))
         finally:
             engine.keep(queue)
 
-    def _compile(self, n_dims: int, queue: Queue) -> Any:
+    def _compile(self, n_dims: int, queue: Queue, bundled: Bundled | None) -> Any:
         typeof: Callable[[Any], Any] = numba.typeof
         types = typeof(queue.backend.view), typeof(queue.slots)
-        return self._kernels.setdefault(n_dims, short_kernel(n_dims, self._drives_ring, types))
+        kernel = short_kernel(n_dims, self._drives_ring, types, typeof(bundled))
+        return self._kernels.setdefault((n_dims, bundled is not None), kernel)
 
 
 class _Begun:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_tables.errors import BackendUnavailable
-from engram_tables.fetch.engines.queue_kernels import Context, Ring
+from engram_tables.fetch.engines.queue_memory import Context, Ring
 
 _SETUP, _ENTER, _REGISTER = 425, 426, 427
 _GETEVENTS = 1

@@ -13,6 +13,7 @@ from engram_tables.measure.doctor.subject import MEMORY_FILESYSTEMS
 _NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "virtiofs", "ceph", "lustre", "gpfs", "beegfs", "glusterfs",
                       "afs", "orangefs"})  # fmt: skip
 _COMPRESSED = frozenset({"squashfs", "erofs", "cramfs"})
+_SCHEDULERS = frozenset({"none", "noop", "mq-deadline", "deadline", "kyber", "bfq", "cfq"})
 _ROW_READ_KIB = 4
 # Reading one row of 264 bytes should not read more than a page of it; the usual 128 KiB already reads 32.
 _MOST_READ_AHEAD_KIB = 16
@@ -175,9 +176,9 @@ def scheduler(case: Case) -> Finding:
     queue = _queue(case, "scheduler")
     if isinstance(queue, Finding):
         return queue
-    found = case.system.chosen(f"{queue}/scheduler") or (case.system.text(f"{queue}/scheduler") or "").strip() or None
-    if found is None:
-        return could_not_look("scheduler", f"{queue}/scheduler cannot be read")
+    found = case.system.chosen(f"{queue}/scheduler") or (case.system.text(f"{queue}/scheduler") or "").strip()
+    if found not in _SCHEDULERS:
+        return could_not_look("scheduler", f"{queue}/scheduler does not say which of the known ones it is")
     is_fine = found not in ("bfq", "cfq")
     return Finding(
         check="scheduler",

@@ -33,6 +33,8 @@ def locked_memory(case: Case) -> Finding:
     if needed is None:
         return not_applicable(name, found, "no size to hold it against; name a table, a preset or --table-bytes")
     is_enough = case.system.may_lock_any or limit.soft is None or limit.soft >= needed
+    if not is_enough and case.system.may_lock_any is None:
+        return could_not_look(name, f"{found}; /proc/self/status does not say whether CAP_IPC_LOCK stands above it")
     severity = Severity.WILL_FAIL if must_lock else Severity.WILL_BE_SLOW
     remedy, command = _raise_lock(case, limit, needed)
     return Finding(
@@ -92,7 +94,10 @@ def address_space(case: Case) -> Finding:
         return could_not_look(name, "/proc/self/limits does not say how many addresses may be used")
     if limit.soft is None:
         return Finding(check=name, severity=Severity.FINE, found="ulimit -v: unlimited")
-    used = int(case.system.status.get("VmSize", "0 kB").split()[0]) * 1024
+    used = case.system.used_addresses
+    if used is None:
+        found = f"ulimit -v: {format_bytes(limit.soft)}"
+        return could_not_look(name, f"{found}; /proc/self/status does not say how many of them are used")
     room = max(limit.soft - used, 0)
     found = f"ulimit -v: {format_bytes(limit.soft)}, {format_bytes(room)} left"
     needed = case.subject.file_bytes

@@ -11,6 +11,7 @@ from engram_tables.measure.doctor.findings import (
     could_not_look,
     not_applicable,
 )
+from engram_tables.measure.doctor.system import Mount
 from engram_tables.units import format_bytes
 
 _THP = "/sys/kernel/mm/transparent_hugepage"
@@ -40,6 +41,8 @@ def available_memory(case: Case) -> Finding:
 def cgroup_memory(case: Case) -> Finding:
     """Whether the control groups around this process let it take as much."""
     limits = case.system.cgroup_memory
+    if limits is None:
+        return could_not_look("memory-cgroup", "the control groups of this process or their limits cannot be read")
     if not limits:
         return Finding(check="memory-cgroup", severity=Severity.FINE, found="no control group limits memory")
     needed = case.host_bytes
@@ -68,8 +71,10 @@ def swap(case: Case) -> Finding:
     found = f"{format_bytes(total)} of swap, {format_bytes(total - memory.get('SwapFree', 0))} used"
     if not case.is_for(*_HOLDS_ROWS) or needed is None:
         return not_applicable("memory-swap", found, _NOT_ROWS if needed is not None else "no size to hold it against")
-    left = memory.get("MemAvailable", 0) - needed
-    margin = int(memory.get("MemTotal", 0) * _MARGIN)
+    if "MemAvailable" not in memory or "MemTotal" not in memory:
+        return could_not_look("memory-swap", f"{found}; /proc/meminfo does not say what is left beside rows")
+    left = memory["MemAvailable"] - needed
+    margin = int(memory["MemTotal"] * _MARGIN)
     is_tight = total > 0 and left < margin and not case.subject.is_locked
     return Finding(
         check="memory-swap",
@@ -92,15 +97,18 @@ def overcommit(case: Case) -> Finding:
         return could_not_look("memory-overcommit", "vm.overcommit_memory cannot be read")
     if mode == 1:
         return Finding(check="memory-overcommit", severity=Severity.FINE, found="vm.overcommit_memory is 1: no limit")
+    wanted = ("CommitLimit", "Committed_AS") if mode == _STRICT else ("MemTotal",)
+    if any(name not in memory for name in wanted):
+        return could_not_look("memory-overcommit", f"/proc/meminfo does not say {' and '.join(wanted)}")
     if mode == _STRICT:
-        room = max(memory.get("CommitLimit", 0) - memory.get("Committed_AS", 0), 0)
+        room = max(memory["CommitLimit"] - memory["Committed_AS"], 0)
         what = "left that may be promised, with vm.overcommit_memory 2"
         remedy, command = (
             "let the system promise more, or raise vm.overcommit_ratio",
             "sysctl -w vm.overcommit_memory=0",
         )
     else:
-        room = memory.get("MemTotal", 0) + memory.get("SwapTotal", 0)
+        room = memory["MemTotal"] + memory.get("SwapTotal", 0)
         what = "in all, the most that vm.overcommit_memory 0 promises at once"
         remedy, command = "take a machine with more memory, or split the table over ranks", None
     return at_least_bytes("memory-overcommit", room, needed, what, remedy=remedy, command=command)
@@ -159,9 +167,13 @@ def _spare_bytes(case: Case) -> int:
 
 
 def _shared_huge_pages(case: Case, name: str) -> Finding:
-    """Of /dev/shm: the mount's own choice, but for the two words that overrule every mount."""
+    """Of the tmpfs that the table lies in, else of /dev/shm: the mount's own choice, but for the two words that
+    overrule every mount."""
     overruling = case.system.chosen(f"{_THP}/shmem_enabled")
-    mount = case.system.mount_of("/dev/shm")
+    is_there = case.subject.path is not None and case.subject.is_in_memory(case.system)
+    mount = case.mount if is_there else case.system.mount_of("/dev/shm")
+    if is_there and mount is not None and mount.filesystem != "tmpfs":
+        return _of_other_memory(mount, name)
     if mount is None or mount.filesystem != "tmpfs":
         return could_not_look(name, "/dev/shm is no tmpfs here")
     chosen = next((o.removeprefix("huge=") for o in mount.options if o.startswith("huge=")), "never")
@@ -181,4 +193,17 @@ def _shared_huge_pages(case: Case, name: str) -> Finding:
         limit="huge=always, within_size or advise",
         remedy=remedy,
         command=command,
+    )
+
+
+def _of_other_memory(mount: Mount, name: str) -> Finding:
+    """hugetlbfs has nothing but huge pages, ramfs and the rest none."""
+    is_huge, found = mount.filesystem == "hugetlbfs", f"{mount.point} is {mount.filesystem}"
+    return Finding(
+        check=name,
+        severity=Severity.FINE if is_huge else Severity.WILL_BE_SLOW,
+        found=f"{found}, whose pages are {'huge' if is_huge else 'small ones alone'}",
+        limit="a tmpfs with huge=always, within_size or advise",
+        remedy=None if is_huge else "copy the table to such a tmpfs; rows are read half as fast without",
+        command=None if is_huge else "mount -t tmpfs -o huge=always tmpfs DIR",
     )

@@ -21,7 +21,9 @@ _SUFFIXES = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 def shared_memory(case: Case) -> Finding:
     """Whether /dev/shm holds the table: containers give it 64 MiB."""
     name, mount = "shared-memory", case.system.mount_of(_SHM)
-    if mount is None or mount.filesystem != "tmpfs":
+    if mount is None:
+        return could_not_look(name, f"{_SHM}: /proc/self/mountinfo has no line above it")
+    if mount.filesystem != "tmpfs":
         what = f"{_SHM} is no tmpfs here"
         if not case.is_for(Placement.SHM):
             return not_applicable(name, what, "rows are not put there")
@@ -51,7 +53,7 @@ def shared_memory(case: Case) -> Finding:
 def memory_nodes(case: Case) -> Finding:
     """Whether the nodes that this process may use hold the rows, and whether one alone does."""
     name, nodes = "numa-nodes", case.system.nodes
-    if case.is_for(Placement.CXL):
+    if nodes and case.is_for(Placement.CXL):
         return _attached_memory(case, name)
     if not nodes:
         return could_not_look(name, "the system does not say which NUMA nodes have memory")
@@ -112,7 +114,7 @@ def _attached_memory(case: Case, name: str) -> Finding:
         return Finding(
             check=name,
             severity=Severity.WILL_FAIL,
-            found=f"no memory node without CPUs; {', '.join(map(_words, case.system.nodes)) or 'no node at all'}",
+            found=f"no memory node without CPUs; {', '.join(map(_words, case.system.nodes))}",
             limit="a node without CPUs, which is how CXL memory shows",
             remedy="bring the memory online as a node of its own, which is a DAX device before, or choose dram",
             command="daxctl reconfigure-device --mode=system-ram dax0.0",

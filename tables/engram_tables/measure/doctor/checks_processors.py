@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 from engram_tables.measure.doctor.case import Case
 from engram_tables.measure.doctor.findings import (
     Finding,
@@ -72,6 +74,8 @@ def cpu_quota(case: Case) -> Finding:
     quota = case.system.cgroup_cpus
     n_cpus = resolve_threads(None) if case.system.is_live else len(case.system.names(_CPUS, "cpu[0-9]*"))
     if quota is None:
+        return could_not_look("cpu-quota", "the control groups of this process or their quotas cannot be read")
+    if quota == inf:
         return Finding(check="cpu-quota", severity=Severity.FINE, found=f"no quota, {n_cpus} CPUs")
     is_fine = quota >= n_cpus
     return Finding(

@@ -7,13 +7,19 @@ where the root is this machine's own.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from math import inf
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 _UNLIMITED_V1 = 2**62
 _CAP_IPC_LOCK = 14
+_MOST_NODES = 1 << 16
+_NO_LIMIT = "unlimited"
+_NUMBER, _HEX = re.compile(r"-?[0-9]{1,20}"), re.compile(r"[0-9a-fA-F]{1,32}")
+_MAPPING = re.compile(r"^[0-9a-f]+-[0-9a-f]+ ", re.MULTILINE)
 _OCTAL = ("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")
 
 
@@ -99,6 +105,11 @@ class System:
         except OSError:
             return None
 
+    def text_or(self, path: str, otherwise: str) -> str:
+        """The same, and other words where there is no such file."""
+        found = self.text(path)
+        return otherwise if found is None else found
+
     def names(self, directory: str, pattern: str) -> list[str]:
         """Names in a directory that match, sorted."""
         try:
@@ -113,7 +124,7 @@ class System:
     def integer(self, path: str) -> int | None:
         """The integer that a file holds."""
         text = (self.text(path) or "").strip()
-        return int(text) if text.lstrip("-").isdigit() else None
+        return _whole(text)
 
     def chosen(self, path: str) -> str | None:
         """The word in brackets of a choice."""
@@ -138,19 +149,26 @@ class System:
         for line in (self.text("/proc/self/limits") or "").splitlines()[1:]:
             # Columns of a fixed width: the name, which has blanks in it, then soft, hard and unit.
             soft, hard = [*line[26:].split(), "", ""][:2]
-            found[line[:26].strip()] = Limit(_limit(soft), _limit(hard))
+            # What is neither a number nor "unlimited" says nothing; it must not pass for no limit.
+            if all(word == _NO_LIMIT or _whole(word) is not None for word in (soft, hard)):
+                found[line[:26].strip()] = Limit(_whole(soft), _whole(hard))
         return found
 
     @property
-    def may_lock_any(self) -> bool:
-        """Whether this process has the capability that stands above the limit on locked memory."""
+    def may_lock_any(self) -> bool | None:
+        """Whether this process has the capability that stands above the limit on locked memory; None if not told."""
         return self._may(_CAP_IPC_LOCK)
+
+    @property
+    def used_addresses(self) -> int | None:
+        """Bytes of addresses that this process uses."""
+        n_kib = _whole((self.status.get("VmSize", "").split() or [""])[0])
+        return None if n_kib is None else n_kib * 1024
 
     @cached_property
     def n_mappings(self) -> int | None:
         """Mappings of this process."""
-        text = self.text("/proc/self/maps")
-        return None if text is None else len(text.splitlines())
+        return len(_MAPPING.findall(self.text("/proc/self/maps") or "")) or None
 
     @cached_property
     def mounts(self) -> tuple[Mount, ...]:
@@ -197,30 +215,42 @@ class System:
         if len(words) < 9 or words[0] != "cpu":
             return None
         # Time of guests is in user time already.
-        return int(words[8]), sum(map(int, words[1:9]))
+        ticks = [_whole(word) for word in words[1:9]]
+        known = [tick for tick in ticks if tick is not None]
+        return (known[7], sum(known)) if len(known) == len(ticks) else None
 
     @cached_property
-    def cgroup_memory(self) -> tuple[CgroupMemory, ...]:
-        """Memory limits of this process's control groups and of those around them, innermost first."""
+    def cgroup_memory(self) -> tuple[CgroupMemory, ...] | None:
+        """Memory limits of this process's control groups and of those around them, innermost first; None where the
+        groups or a limit of theirs cannot be read."""
         found: list[CgroupMemory] = []
-        for directory, is_v2 in self._cgroups("memory"):
-            found += self._v2_memory(directory) if is_v2 else self._v1_memory(directory)
-        return tuple(found)
+        directories = self._cgroups("memory")
+        for directory, is_v2 in directories or ():
+            of_group = self._v2_memory(directory) if is_v2 else self._v1_memory(directory)
+            if of_group is None:
+                return None
+            found += of_group
+        return None if directories is None else tuple(found)
 
     @cached_property
     def cgroup_cpus(self) -> float | None:
-        """CPUs that the control groups let this process use at a time, by the narrowest quota; None without one."""
-        quotas = []
-        for directory, is_v2 in self._cgroups("cpu"):
+        """CPUs that the control groups let this process use at a time, by the narrowest quota: infinity without one;
+        None where the groups or a quota of theirs cannot be read."""
+        directories, quotas = self._cgroups("cpu"), [inf]
+        if directories is None:
+            return None
+        for directory, is_v2 in directories:
             if is_v2:
-                words = (self.text(f"{directory}/cpu.max") or "").split()
+                words = self.text_or(f"{directory}/cpu.max", "max 100000").split()
                 quota, period = [*words, "", ""][:2]
             else:
-                quota = (self.text(f"{directory}/cpu.cfs_quota_us") or "-1").strip()
-                period = (self.text(f"{directory}/cpu.cfs_period_us") or "100000").strip()
-            if quota.isdigit() and period.isdigit() and int(period):
-                quotas.append(int(quota) / int(period))
-        return min(quotas, default=None)
+                quota = self.text_or(f"{directory}/cpu.cfs_quota_us", "-1").strip()
+                period = self.text_or(f"{directory}/cpu.cfs_period_us", "100000").strip()
+            n_us, of_us = _whole(quota), _whole(period)
+            if not of_us or (n_us is None and quota != "max"):
+                return None
+            quotas.append(n_us / of_us if n_us is not None and n_us >= 0 else inf)
+        return min(quotas)
 
     @property
     def service(self) -> str | None:
@@ -239,8 +269,11 @@ class System:
         found = []
         for number in numbers(self.text(f"{base}/has_memory") or ""):
             figures = _figures(self.text(f"{base}/node{number}/meminfo") or "", 2)
+            if "MemTotal" not in figures or not with_cpus:
+                # Some node has CPUs and every node a size: half of what there is would mislead.
+                return ()
             free = sum(figures.get(name, 0) for name in ("MemFree", "Active(file)", "Inactive(file)"))
-            found.append(Node(number, figures.get("MemTotal", 0), free, number in with_cpus))
+            found.append(Node(number, figures["MemTotal"], free, number in with_cpus))
         return tuple(found)
 
     @cached_property
@@ -251,45 +284,60 @@ class System:
     def _below(self, path: str) -> Path:
         return self.root / path.lstrip("/")
 
-    def _may(self, capability: int) -> bool:
-        return bool(int(self.status.get("CapEff", "0") or "0", 16) >> capability & 1)
+    def _may(self, capability: int) -> bool | None:
+        effective = self.status.get("CapEff", "")
+        return bool(int(effective, 16) >> capability & 1) if _HEX.fullmatch(effective) else None
 
-    def _cgroups(self, controller: str) -> Iterator[tuple[str, bool]]:
-        """Directories of this process's group and those around it that are visible here, innermost first."""
-        for line in (self.text("/proc/self/cgroup") or "").splitlines():
-            hierarchy, _, rest = line.partition(":")
-            controllers, _, group = rest.partition(":")
-            is_v2 = hierarchy == "0" and not controllers
-            if not is_v2 and controller not in controllers.split(","):
-                continue
-            kind: Callable[[Mount], bool] = (
-                (lambda mount: mount.filesystem == "cgroup2")
-                if is_v2
-                else (lambda mount: mount.filesystem == "cgroup" and controller in mount.options)
-            )
-            for mount in filter(kind, self.mounts):
-                # A container may see its group as the root of the mount, and still read the outer name.
-                inside = PurePosixPath(group)
-                inside = inside.relative_to(mount.root) if inside.is_relative_to(mount.root) else PurePosixPath()
-                parts = [part for part in inside.parts if part not in ("/", "..")]
-                for n_parts in range(len(parts), -1, -1):
-                    yield "/".join([mount.point.rstrip("/"), *parts[:n_parts]]), is_v2
-                break
+    def _cgroups(self, controller: str) -> list[tuple[str, bool]] | None:
+        """Directories of this process's group and those around it, innermost first, and whether each is of version 2;
+        None where there is no telling, or where a group that may hold the controller is mounted nowhere here."""
+        lines = [line.split(":", 2) for line in (self.text("/proc/self/cgroup") or "").splitlines()]
+        groups = [
+            (hierarchy == "0" and not controllers, controllers, group)
+            for hierarchy, controllers, group in (line for line in lines if len(line) == 3 and line[0].isdigit())
+        ]
+        wanted = [(is_v2, group) for is_v2, names, group in groups if is_v2 or controller in names.split(",")]
+        found = [
+            (directory, is_v2) for is_v2, group in wanted for directory in self._directories(group, controller, is_v2)
+        ]
+        return None if not groups or (wanted and not found) else found
 
-    def _v2_memory(self, directory: str) -> list[CgroupMemory]:
+    def _directories(self, group: str, controller: str, is_v2: bool) -> Iterator[str]:
+        """A group's directory and those around it, below its first mount."""
+        kind: Callable[[Mount], bool] = (
+            (lambda mount: mount.filesystem == "cgroup2")
+            if is_v2
+            else (lambda mount: mount.filesystem == "cgroup" and controller in mount.options)
+        )
+        for mount in filter(kind, self.mounts):
+            # A container may see its group as the root of the mount, and still read the outer name.
+            inside = PurePosixPath(group)
+            inside = inside.relative_to(mount.root) if inside.is_relative_to(mount.root) else PurePosixPath()
+            parts = [part for part in inside.parts if part not in ("/", "..")]
+            for n_parts in range(len(parts), -1, -1):
+                yield "/".join([mount.point.rstrip("/"), *parts[:n_parts]])
+            return
+
+    def _v2_memory(self, directory: str) -> list[CgroupMemory] | None:
         used = self.integer(f"{directory}/memory.current") or 0
         files = _flat(self.text(f"{directory}/memory.stat") or "")
         used -= files.get("active_file", 0) + files.get("inactive_file", 0)
         found = []
         for name, is_hard in (("memory.max", True), ("memory.high", False)):
+            text = self.text(f"{directory}/{name}")
             limit = self.integer(f"{directory}/{name}")
+            # The root of all groups has no such file, and "max" is no limit.
+            if limit is None and text is not None and text.strip() != "max":
+                return None
             if limit is not None:
                 found.append(CgroupMemory(f"{directory}/{name}", limit, max(used, 0), is_hard))
         return found
 
-    def _v1_memory(self, directory: str) -> list[CgroupMemory]:
+    def _v1_memory(self, directory: str) -> list[CgroupMemory] | None:
         limit = self.integer(f"{directory}/memory.limit_in_bytes")
-        if limit is None or limit >= _UNLIMITED_V1:
+        if limit is None:
+            return [] if self.text(f"{directory}/memory.limit_in_bytes") is None else None
+        if limit >= _UNLIMITED_V1:
             return []
         used = self.integer(f"{directory}/memory.usage_in_bytes") or 0
         files = _flat(self.text(f"{directory}/memory.stat") or "")
@@ -306,8 +354,9 @@ def numbers(text: str) -> list[int]:
     found: list[int] = []
     for stretch in filter(None, text.strip().split(",")):
         first, _, last = stretch.partition("-")
-        if first.isdigit() and (last or first).isdigit():
-            found += range(int(first), int(last or first) + 1)
+        start, stop = _whole(first), _whole(last or first)
+        if start is not None and stop is not None and 0 <= start <= stop < _MOST_NODES:
+            found += range(start, stop + 1)
     return found
 
 
@@ -316,18 +365,21 @@ def _figures(text: str, n_before: int) -> dict[str, int]:
     found = {}
     for line in text.splitlines():
         words = line.split()[n_before:]
-        if len(words) >= 2 and words[1].isdigit():
-            found[words[0].rstrip(":")] = int(words[1]) * (1024 if words[2:] == ["kB"] else 1)
+        number = _whole(words[1]) if len(words) >= 2 else None
+        if number is not None:
+            found[words[0].rstrip(":")] = number * (1024 if words[2:] == ["kB"] else 1)
     return found
 
 
 def _flat(text: str) -> dict[str, int]:
     pairs = (line.split() for line in text.splitlines())
-    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
+    found = {pair[0]: _whole(pair[1]) for pair in pairs if len(pair) == 2}
+    return {name: number for name, number in found.items() if number is not None}
 
 
-def _limit(word: str) -> int | None:
-    return int(word) if word.isdigit() else None
+def _whole(word: str) -> int | None:
+    """A number as the kernel writes one; None for anything else, digits of other scripts and endless ones too."""
+    return int(word) if _NUMBER.fullmatch(word) else None
 
 
 def _mount(line: str) -> Mount | None:

@@ -106,6 +106,8 @@ class BenchPlan:
         Rows to begin with, for each of them.
     fill_tokens
         Tokens looked up before measuring, so that use fills the memory. None: 16,384 without a hot list, 0 with one.
+    bundles
+        As `open_table` takes it. Where there are some, the table is measured with and without them.
     """
 
     sources: tuple[Source, ...] | None = None
@@ -126,6 +128,7 @@ class BenchPlan:
     gpu_caches: tuple[int, ...] = ()
     hot_list: Path | None = None
     fill_tokens: int | None = None
+    bundles: Path | bool | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -77,6 +77,11 @@ class Budget:
         if self.table_parameters is not None:
             if self.table_parameters < 1:
                 raise InvalidInput(f"parameters: found {self.table_parameters}, expected 1 or more; correct it")
+            if sparse is not None and self.table_parameters > sparse:
+                raise InvalidInput(
+                    f"parameters: found {self.table_parameters} of the table, expected {sparse} (total - active) at "
+                    "most; correct one of them"
+                )
             return [(None if sparse is None else self.table_parameters / sparse, self.table_parameters)]
         if sparse is None:
             raise InvalidInput(
@@ -143,6 +148,8 @@ def allocate(
         A budget of fewer than two rows a head, figures that contradict each other, a codec that the width does not
         suit.
     """
+    if not shape.orders or list(shape.orders) != sorted(set(shape.orders)):
+        raise InvalidInput(f"orders: found {list(shape.orders)}, expected some that ascend; name each once, as 2,3")
     if rows_per_head is not None:
         tables = [_table(rows_per_head, None, None, shape, codecs)]
     else:

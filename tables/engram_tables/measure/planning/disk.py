@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from engram_tables.errors import InvalidInput
-from engram_tables.measure.planning.figures import Figure, Origin
+from engram_tables.measure.planning.figures import Figure, Origin, check_figure
 
 
 class Burst(NamedTuple):
@@ -47,10 +47,15 @@ class Disk:
 
     def __post_init__(self) -> None:
         for name, figure in (("reads/s", self.reads_per_s), ("read latency", self.serial_read_us)):
-            if not (math.isfinite(figure.value) and figure.value > 0):
-                raise InvalidInput(f"disk, {name}: found {figure.value}, expected more than 0; correct {figure.where}")
+            check_figure(figure.value, f"{figure.where}, disk, {name}")
+        if self.sequential_bytes_per_s is not None:
+            check_figure(self.sequential_bytes_per_s.value, f"{self.sequential_bytes_per_s.where}, disk, bytes/s")
+        for burst in self.bursts:
+            check_figure(burst.us, f"{self.where}, burst of {burst.n_reads} reads, us")
         if not self.bursts or self.bursts[0].n_reads != 1:
             raise InvalidInput("disk: found no burst of one read, expected one; measure it again")
+        if any(more.n_reads <= few.n_reads or more.us < few.us for few, more in pairwise(self.bursts)):
+            raise InvalidInput(f"{self.where}: found bursts that do not ascend, expected such; measure them again")
 
     def burst_us(self, n_reads: float) -> float:
         """Microseconds until the last of `n_reads` is there, which an idle device is asked for at once.
@@ -100,7 +105,8 @@ def disk_by_hand(*, reads_per_s: Figure, latency_us: Figure) -> Disk:
     bursts = (Burst(1, latency_us.value), Burst(2, latency_us.value + step_us))
     return Disk(
         bursts=bursts, reads_per_s=reads_per_s, serial_read_us=latency_us, sequential_bytes_per_s=None,
-        origin=Origin.GIVEN, where="--disk-reads-per-s, --disk-latency-us",
+        origin=latency_us.origin if reads_per_s.origin is Origin.GIVEN else reads_per_s.origin,
+        where=f"{latency_us.where} (the first read); {reads_per_s.where} (the others)",
     )  # fmt: skip
 
 

@@ -9,6 +9,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from engram_tables.errors import InvalidInput
+
+LEAST_FIGURE, MOST_FIGURE = 1e-9, 1e18
+"""What lies outside is a slip of whoever gave it, and its products would leave the range of numbers."""
+
 
 class Origin(StrEnum):
     """Who says so."""
@@ -43,6 +48,17 @@ class Figure:
         """For a record; whole numbers stay whole."""
         value = int(self.value) if float(self.value).is_integer() else self.value
         return {"value": value, "origin": str(self.origin), "where": self.where}
+
+
+def check_figure(value: float, where: str) -> None:
+    """Raise `InvalidInput` unless a plan can reckon with a number: above 0, and neither absurd nor infinite."""
+    if not value > 0:
+        raise InvalidInput(f"{where}: found {value}, expected more than 0; correct it")
+    if not LEAST_FIGURE <= value <= MOST_FIGURE:
+        # Of a whole number of hundreds of digits only the beginning.
+        raise InvalidInput(
+            f"{where}: found {str(value)[:40]}, expected {LEAST_FIGURE:g} to {MOST_FIGURE:g}; is it in another unit?"
+        )
 
 
 def given(value: float, option: str) -> Figure:

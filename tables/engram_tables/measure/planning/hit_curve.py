@@ -124,8 +124,9 @@ def constant_curve(hit_ratio: Figure) -> HitCurve:
 
 
 def curve_of_record(
-    name: str, record: Mapping[str, Any], *, n_streams: int, policy: str | None = None, fingerprint: str | None = None
-) -> HitCurve:
+    name: str, record: Mapping[str, Any], *, n_streams: int, policy: str | None = None,
+    fingerprint: str | None = None, row_bytes: int | None = None, rows_per_token: int | None = None,
+) -> HitCurve:  # fmt: skip
     """The curve of rows in the steady state that suits the streams best: as many, else the next larger number of them.
 
     Parameters
@@ -135,6 +136,8 @@ def curve_of_record(
         that no cache reaches, and taken where it is named alone.
     fingerprint
         Of the table in question; a curve of another table is refused.
+    row_bytes, rows_per_token
+        Of the table in question, likewise: all that is known of a preset without its vocabulary.
 
     Raises
     ------
@@ -148,12 +151,20 @@ def curve_of_record(
     found = record.get("fingerprint")
     if fingerprint is not None and found is not None and found != fingerprint:
         raise InvalidInput(
-            f"{name}: found curves of the table {record.get('spec_name') or found}, expected those of this table "
+            f"{name}: found curves of the table {record.get('spec') or found}, expected those of this table "
             f"({fingerprint}); simulate with the same spec"
         )
+    for key, expected in (("row_bytes", row_bytes), ("rows_per_token", rows_per_token)):
+        # A cache of so many bytes holds another number of rows, or a token asks for another one.
+        if expected is not None and record.get(key, expected) != expected:
+            raise InvalidInput(
+                f"{name}: found curves of a table with {key} {record[key]}, expected {expected}; simulate this table"
+            )
     try:
         return _read(name, record, n_streams, policy)
-    except (KeyError, TypeError, AttributeError) as error:
+    except InvalidInput:
+        raise
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise InvalidInput(f"{name}: found a record without {error}, expected a whole one; simulate anew") from error
 
 
@@ -183,9 +194,10 @@ def _read(name: str, record: Mapping[str, Any], n_streams: int, policy: str | No
     }
     if not answered:
         raise InvalidInput(f"{name}: found no steady point of {curve['policy']}, expected some; simulate a longer text")
+    _check_answers(name, answered)
     bundles = (record.get("bundles") or {}).get("points", ())
     return HitCurve(
-        points=tuple(sorted(answered.items())),
+        points=_rising(answered),
         unique_rows=tuple(
             sorted(
                 (int(each["chunk_tokens"]), float(each["unique_ratio"]))
@@ -197,6 +209,25 @@ def _read(name: str, record: Mapping[str, Any], n_streams: int, policy: str | No
         origin=Origin.MEASURED,
         where=f"{name}: {curve['policy']}, rows, {chosen} streams, steady",
     )
+
+
+def _check_answers(name: str, answered: Mapping[int, Answered]) -> None:
+    for cache_bytes, found in answered.items():
+        misses = found.misses_p99
+        if cache_bytes < 1 or not 0 <= found.hit_ratio <= 1 or not (misses is None or 0 <= misses < float("inf")):
+            raise InvalidInput(
+                f"{name}: found {found.hit_ratio} of hits and {misses} misses at {cache_bytes} bytes, expected a share "
+                "and a count; simulate anew"
+            )
+
+
+def _rising(answered: Mapping[int, Answered]) -> tuple[tuple[int, Answered], ...]:
+    """The points by size, none that answers less than a smaller one: whoever has more memory may use less of it."""
+    found: list[tuple[int, Answered]] = []
+    for cache_bytes, here in sorted(answered.items()):
+        before = found[-1][1] if found else here
+        found.append((cache_bytes, here if here.hit_ratio >= before.hit_ratio else before))
+    return tuple(found)
 
 
 def _between(points: Sequence[tuple[int, float]], at: float) -> float | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from engram_tables.errors import InvalidInput
 from engram_tables.measure.model_shapes import MODEL_SHAPES, ModelShape
-from engram_tables.measure.planning.figures import Figure, Origin, given
+from engram_tables.measure.planning.figures import Figure, Origin, check_figure, given
 
 MOST_LOSS = 0.03
 
@@ -52,8 +52,8 @@ class Load:
             ("chunk tokens", self.chunk_tokens),
             ("model layers", None if self.model_layers is None else self.model_layers.value),
         ):
-            if figure is not None and not 0 < figure < float("inf"):
-                raise InvalidInput(f"{name}: found {figure}, expected more than 0; correct it")
+            if figure is not None:
+                check_figure(figure, name)
         if not 0 <= self.most_loss < 1:
             raise InvalidInput(f"loss: found {self.most_loss}, expected 0 or more and below 1; give a share")
 
@@ -118,8 +118,9 @@ def make_load(
     shape = MODEL_SHAPES.get(shape_name or table_name)
     if compute_flops is not None and shape is None:
         raise InvalidInput("--compute-tflops: found no model shape, expected one; name it with --model-shape")
-    if streams < 1:
-        raise InvalidInput(f"streams: found {streams}, expected 1 or more; correct it")
+    for name, value in (("streams", streams), ("tokens/s", tokens_per_s), ("--compute-tflops", compute_flops)):
+        if value is not None:
+            check_figure(value, name)
     layers = given(model_layers, "--model-layers") if model_layers is not None else _layers_of(shape)
     step_us = _step_us(shape, tokens_per_s=tokens_per_s, streams=streams, step_ms=step_ms, compute_flops=compute_flops)
     return Load(
@@ -141,15 +142,13 @@ def _step_us(
     if step_ms is not None:
         return given(step_ms * 1e3, "--step-ms")
     if compute_flops is not None and shape is not None:
-        if compute_flops <= 0:
-            raise InvalidInput(f"--compute-tflops: found {compute_flops / 1e12:g}, expected more than 0; correct it")
         return Figure(
             value=shape.flop_per_token * streams / compute_flops * 1e6,
             origin=Origin.COMPUTED,
             where=f"products of {shape.name} at --compute-tflops; attention over the context is left out, so a step "
             "takes longer and hides more",
         )
-    if tokens_per_s is not None and tokens_per_s > 0:
+    if tokens_per_s is not None:
         where = "streams / --tokens-per-s: the model alone makes just the rate that is wanted"
         return Figure(value=streams / tokens_per_s * 1e6, origin=Origin.COMPUTED, where=where)
     return None

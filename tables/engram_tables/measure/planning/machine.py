@@ -13,7 +13,7 @@ from typing import Any
 
 from engram_tables.errors import InvalidInput
 from engram_tables.measure.planning.disk import Burst, Disk, bursts_from_sweep, disk_by_hand
-from engram_tables.measure.planning.figures import USUAL, USUAL_DISK_LATENCY_US, Figure, Origin
+from engram_tables.measure.planning.figures import USUAL, USUAL_DISK_LATENCY_US, Figure, Origin, check_figure
 
 BENCH_SCHEMA = "engram.bench-offload/2"
 PROBE_SCHEMA = "engram.plan-probe/1"
@@ -102,8 +102,8 @@ def make_machine(
     for name, figure in [*known.items(), *found.items()]:
         if name not in (*_SPACES, *USUAL):
             raise InvalidInput(f"machine: found the figure {name!r}, expected one of {', '.join((*_SPACES, *USUAL))}")
-        if not (figure.value > 0 or (name in _SPACES and figure.value == 0)):
-            raise InvalidInput(f"{figure.where}: found {figure.value}, expected more than 0; correct it")
+        if name not in _SPACES or figure.value != 0:
+            check_figure(figure.value, figure.where)
     return Machine(spaces=known, rates=found, disk=_with_given(disk, disk_reads_per_s, disk_latency_us))
 
 
@@ -129,8 +129,8 @@ def _with_given(disk: Disk | None, reads_per_s: Figure | None, latency_us: Figur
     if reads_per_s is None and disk is None:
         raise InvalidInput("--disk-latency-us: found it alone, expected --disk-reads-per-s too; a latency is no rate")
     for figure in (reads_per_s, latency_us):
-        if figure is not None and not figure.value > 0:
-            raise InvalidInput(f"{figure.where}: found {figure.value}, expected more than 0; correct it")
+        if figure is not None:
+            check_figure(figure.value, figure.where)
     if latency_us is None:
         latency_us = USUAL_DISK_LATENCY_US if disk is None else _first_burst(disk)
     return disk_by_hand(reads_per_s=reads_per_s or _rate_of(disk), latency_us=latency_us)

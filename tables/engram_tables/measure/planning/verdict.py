@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from math import ceil
+from math import ceil, floor, log10
 from typing import Any
 
 from engram_tables.measure.planning.load import Load
@@ -23,6 +23,7 @@ _SPACE_NAMES = {
     "disk_bytes": ("the disk", "--disk"),
 }
 _BISECTIONS = 40
+_FIRST_LAYER, _ALL_STEPS = "time before the first layer that reads", "tokens of all steps"
 
 
 class Status(StrEnum):
@@ -178,15 +179,13 @@ def _rates(placed: Placed, load: Load, unique: float) -> list[Limit]:
         allowed = slack + step.value * load.most_loss / (1 - load.most_loss)
         found.append(
             Limit(
-                name="time before the first layer that reads", unit="us", needed=placed.fetch_us(load.streams),
+                name=_FIRST_LAYER, unit="us", needed=placed.fetch_us(load.streams),
                 available=allowed,
             )
         )  # fmt: skip
         if load.tokens_per_s is not None and step.where == "--step-ms":
             reached = reached_tokens_per_s(placed, load) or 0.0
-            found.append(
-                Limit(name="tokens of all steps", unit="tokens/s", needed=load.tokens_per_s, available=reached)
-            )
+            found.append(Limit(name=_ALL_STEPS, unit="tokens/s", needed=load.tokens_per_s, available=reached))
     if load.prefill_tokens_per_s is not None:
         chunk_us = placed.fetch_us(load.chunk_tokens, unique=unique)
         available = load.chunk_tokens / load.prefill_tokens_per_s * 1e6
@@ -231,17 +230,54 @@ def _amount(limit: Limit, value: float | None) -> str:
 
 
 def _relief(placed: Placed, load: Load, limit: Limit, unique: float) -> Sequence[str]:
+    """What makes the limit hold: figures are rounded so that it does, at what is said here."""
     if limit.unit == "bytes":
-        missing = round(limit.needed - (limit.available or 0.0))
+        missing = ceil(limit.needed - (limit.available or 0.0))
         found = [f"{format_bytes(missing)} more of {limit.name}"]
         if limit.available:
             found.append(f"{ceil(limit.needed / limit.available)} machines with a part of the rows each")
         return found
-    if placed.disk is None:
-        if limit.unit == "us" and limit.name.startswith("time before"):
-            return _bear_with_it(placed, load)
-        return [f"{limit.share or 0.0:.2g} times as much of {limit.name}"]
-    return [*_hits(placed, load, limit, unique), *_disks(limit), *_bear_with_it(placed, load, limit)]
+    if limit.name == _ALL_STEPS and (too_long := _step_too_long(load)) is not None:
+        return [too_long]
+    found = [] if placed.disk is None else [*_hits(placed, load, limit, unique), *_disks(limit)]
+    if placed.disk is None and (times := _times_as_fast(placed, load, limit)) is not None:
+        found.append(f"rows that come {times} times as fast, for {limit.name}")
+    return [*found, *_bear_with_it(placed, load, limit)]
+
+
+def _step_too_long(load: Load) -> str | None:
+    """A step that takes longer than the rate allows, before any waiting; None where it does not."""
+    if load.step_us is None or load.tokens_per_s is None:
+        return None
+    most_us = load.streams * 1e6 / load.tokens_per_s
+    if load.step_us.value <= most_us:
+        return None
+    return f"a step of {_rounded(most_us / 1e3, up=False)} ms at most: this one is too long wherever the rows lie"
+
+
+def _times_as_fast(placed: Placed, load: Load, limit: Limit) -> str | None:
+    """By what factor rows have to come faster, rounded up; None where no factor is enough."""
+    factor = limit.share
+    if limit.name == _ALL_STEPS:
+        slack, step = first_slack_us(placed, load), load.step_us
+        if slack is None or step is None or load.tokens_per_s is None:
+            return None
+        allowed = slack + load.streams * 1e6 / load.tokens_per_s - step.value
+        factor = placed.fetch_us(load.streams) / allowed if allowed > 0 else None
+    return None if factor is None or factor == float("inf") else _rounded(factor, up=True)
+
+
+def _rounded(value: float, *, up: bool) -> str:
+    """Three significant digits, up or down."""
+    if value <= 0:
+        return f"{value:g}"
+    unit = 10.0 ** (floor(log10(value)) - 2)
+    return f"{(ceil if up else floor)(value / unit) * unit:,.6g}"
+
+
+def _per_cent(share: float) -> str:
+    """Rounded up to a tenth of a per cent."""
+    return f"{min(ceil(share * 1000), 1000) / 10:.1f}%"
 
 
 def _hits(placed: Placed, load: Load, limit: Limit, unique: float) -> list[str]:
@@ -260,11 +296,11 @@ def _hits(placed: Placed, load: Load, limit: Limit, unique: float) -> list[str]:
         low, high = (low, middle) if holds(middle) else (middle, high)
     curve = placed.setting.curve
     if curve is None or not curve.has_sizes:
-        return [f"a cache that answers {high:.1%} of the rows"]
+        return [f"a cache that answers {_per_cent(high)} of the rows"]
     cache_bytes = curve.bytes_for(high)
     if cache_bytes is None:
-        return [f"a cache that answers {high:.1%} of the rows, which the curve reaches at no size"]
-    return [f"a cache of {format_bytes(ceil(cache_bytes))}, which answers {high:.1%} of the rows"]
+        return [f"a cache that answers {_per_cent(high)} of the rows, which the curve reaches at no size"]
+    return [f"a cache of {format_bytes(ceil(cache_bytes))}, which answers {_per_cent(high)} of the rows"]
 
 
 def _same(each: Limit, limit: Limit, better: Placed, placed: Placed) -> bool:
@@ -279,9 +315,11 @@ def _disks(limit: Limit) -> list[str]:
     return []
 
 
-def _bear_with_it(placed: Placed, load: Load, limit: Limit | None = None) -> list[str]:
+def _bear_with_it(placed: Placed, load: Load, limit: Limit) -> list[str]:
     """What waiting costs, for whoever would rather have it than pay."""
     exposed = exposed_us(placed, load)
-    if exposed is None or load.step_us is None or (limit is not None and not limit.name.startswith("time before")):
+    if exposed is None or load.step_us is None or limit.name != _FIRST_LAYER:
         return []
-    return [f"bearing with {exposed / (load.step_us.value + exposed):.1%} less (--most-loss)"]
+    loss = exposed / (load.step_us.value + exposed)
+    # A loss of all the time is none that --most-loss takes.
+    return [f"bearing with {_per_cent(loss)} less (--most-loss)"] if ceil(loss * 1000) < 1000 else []

@@ -46,6 +46,9 @@ class Accesses:
     n_whole
         int64 (2, 2, n_classes): accesses of the whole trace, of which this one is a sample: items of one step counted
         once, and as they come; by `State` and class. None where that is not known, or the trace is whole.
+    step_tokens
+        int64 (n_steps,), 1 or more: tokens that each step fetches, by which its misses are divided. None: not known,
+        and every step counts as one.
 
     Raises
     ------
@@ -61,6 +64,7 @@ class Accesses:
     n_classes: int
     sample_rate: float = 1.0
     n_whole: NDArray[np.int64] | None = None
+    step_tokens: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -118,4 +122,10 @@ def _check_types(accesses: Accesses) -> None:
         raise InvalidInput(
             f"accesses: found n_whole of {n_whole.dtype} {n_whole.shape}, expected int64 "
             f"{(2, 2, accesses.n_classes)}; count them again"
+        )
+    tokens = accesses.step_tokens
+    if tokens is not None and (tokens.shape != (accesses.n_steps,) or tokens.min(initial=1) < 1):
+        raise InvalidInput(
+            f"accesses: found tokens of {tokens.size} steps, {tokens.min(initial=1)} the fewest, expected 1 or more of "
+            f"each of {accesses.n_steps}; leave empty steps out"
         )

@@ -12,15 +12,15 @@ from engram_tables.measure.simulate.accesses import State
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StepMisses:
-    """Misses of a step, over the steps of a part: int64 (2, m) by `State` and size.
+    """Misses of a step over its tokens, of the steps of a part: float64 (2, m) by `State` and size.
 
     Percentiles are nearest-rank: the least number that so many steps in a hundred do not pass; -1 where there are no
     steps.
     """
 
-    p50: NDArray[np.int64]
-    p99: NDArray[np.int64]
-    most: NDArray[np.int64]
+    p50: NDArray[np.float64]
+    p99: NDArray[np.float64]
+    most: NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -64,14 +64,18 @@ class Curve:
         return n_hits / n_accesses if n_accesses else np.full(n_hits.shape, np.nan)
 
 
-def step_misses(misses: NDArray[np.uint32], first_steady_step: int) -> StepMisses:
-    """Percentiles of uint32 (m, n_steps)."""
-    found = np.full((3, 2, len(misses)), -1, np.int64)
-    for state, part in enumerate((misses[:, :first_steady_step], misses[:, first_steady_step:])):
+def step_misses(
+    misses: NDArray[np.uint32], first_steady_step: int, step_tokens: NDArray[np.int64] | None = None
+) -> StepMisses:
+    """Percentiles of uint32 (m, n_steps), each step's divided by its tokens; None: by one."""
+    found = np.full((3, 2, len(misses)), -1, np.float64)
+    for state, steps in enumerate((slice(first_steady_step), slice(first_steady_step, None))):
+        part = misses[:, steps]
         n = part.shape[1]
         if n:
             ranks = [-(-n * percent // 100) - 1 for percent in (50, 99, 100)]
             # A size at a time, so that one copy of a size's steps is all that it takes.
             for k, of_size in enumerate(part):
-                found[:, state, k] = np.partition(of_size, sorted(set(ranks)))[ranks]
+                of_token = of_size if step_tokens is None else of_size / step_tokens[steps]
+                found[:, state, k] = np.partition(of_token, sorted(set(ranks)))[ranks]
     return StepMisses(p50=found[0], p99=found[1], most=found[2])

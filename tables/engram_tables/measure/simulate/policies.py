@@ -215,7 +215,10 @@ def _n_passes(asked: _Question) -> int:
 
 def _replay(accesses: Accesses, asked: _Question, watch: Watch) -> list[_Answer]:
     """Replay one trace for every policy."""
-    course = Course(first_steady_step=asked.first_steady_step, counts_steps=accesses.sample_rate == 1, watch=watch)
+    course = Course(
+        first_steady_step=asked.first_steady_step, counts_steps=accesses.sample_rate == 1, watch=watch,
+        step_tokens=accesses.step_tokens,
+    )  # fmt: skip
     trace = number(accesses, watch=watch) if set(asked.policies) - {Policy.TIERED} else None
     split = int(accesses.step_starts[asked.first_steady_step])
     as_they_come = np.stack(

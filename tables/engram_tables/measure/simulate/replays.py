@@ -70,11 +70,14 @@ class Course:
         Whether the misses of each step are wanted: 4 bytes a step and size while a replay runs.
     watch
         Told how far it is.
+    step_tokens
+        As in `Accesses`.
     """
 
     first_steady_step: int
     counts_steps: bool
     watch: Watch
+    step_tokens: NDArray[np.int64] | None = None
 
     def room(self, n_sizes: int, n_steps: int) -> NDArray[np.uint32]:
         """Where kernels put the misses of each step: uint32 (n_sizes, n_steps); no steps if they are not counted."""
@@ -82,7 +85,7 @@ class Course:
 
     def ended(self, n_hits: NDArray[np.int64], misses: NDArray[np.uint32]) -> Replayed:
         """The replay's answer."""
-        found = step_misses(misses, self.first_steady_step) if self.counts_steps else None
+        found = step_misses(misses, self.first_steady_step, self.step_tokens) if self.counts_steps else None
         return Replayed(n_hits=n_hits, step_misses=found)
 
 

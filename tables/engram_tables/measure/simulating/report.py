@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from math import ceil
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from engram_tables.measure.simulate.curves import Curve
 from engram_tables.measure.simulate.dense import number
 from engram_tables.measure.simulate.policies import Policy, simulate
 from engram_tables.measure.simulate.replays import Watch
+from engram_tables.measure.simulate.sampling import N_SLICES
 from engram_tables.measure.simulate.tiered import tier_shape
 from engram_tables.measure.simulating.hot_rows import items_of
 from engram_tables.measure.simulating.opening import Text
@@ -168,9 +170,11 @@ class _Simulating:
         name = f"{unit.name}s, {turns.n_streams} stream{'s' if turns.n_streams > 1 else ''}"
         if turns.is_prefill:
             name += f", chunks of {turns.tokens_a_turn:,}"
+        rate = self._rate()
+        self._check_sample(rate)
         with stage(f"looking up ({name})", "tokens") as progress:
             self._accesses = accesses_of(
-                lookups, run.planned, unit, rate=self._rate(), first_steady_step=run.first_steady_step,
+                lookups, run.planned, unit, rate=rate, first_steady_step=run.first_steady_step,
                 threads=plan.threads, progress=progress,
             )  # fmt: skip
         self._n_distinct_cold = self._count_cold(self._accesses)
@@ -203,6 +207,15 @@ class _Simulating:
         most = self.run.planned.order.size * len(self._lookups.spec.layers) * self._lookups.spec.n_columns
         for_accesses = self.plan.memory_bytes - SCHEDULE_BYTES * self._lookups.n_tokens
         return 1 / max(1, -(-most * ACCESS_BYTES // max(for_accesses, _LEAST_BYTES)))
+
+    def _check_sample(self, rate: float) -> None:
+        """Refuse a size of which a slice of the sample would hold nothing, before the text is gone through."""
+        least = ceil(N_SLICES / rate * 1.001) * self.run.unit.item_bytes
+        if rate < 1 and self.plan.sizes_bytes[0] < least:
+            raise InvalidInput(
+                f"sizes: found {self.plan.sizes_bytes[0]} bytes, expected {least} or more where one in "
+                f"{round(1 / rate):,} {self.run.unit.name}s is sampled; leave it out, or raise --memory"
+            )
 
     def _simulate(self, accesses: Accesses, progress: ProgressHook) -> list[Curve]:
         """A policy after the other, so that what each needs is given back before the next."""
@@ -267,8 +280,8 @@ class _Simulating:
                 "hit_ratio": _known(ratios[at]),
                 "error": None if curve.error is None else _known(curve.error[state, at]),
                 "is_full": self._n_distinct_cold >= int(curve.sizes_items[at]),
-                "misses_a_token_p50": None if misses is None else self._a_token(misses.p50[state, at]),
-                "misses_a_token_p99": None if misses is None else self._a_token(misses.p99[state, at]),
+                "misses_a_token_p50": None if misses is None else _counted(misses.p50[state, at]),
+                "misses_a_token_p99": None if misses is None else _counted(misses.p99[state, at]),
             }
             for at, size in enumerate(sizes)
         ]
@@ -295,10 +308,6 @@ class _Simulating:
             ],
         }
 
-    def _a_token(self, of_step: np.int64) -> float | None:
-        """Misses of a token from those of a step; None where there is no step."""
-        return None if of_step < 0 else int(of_step) / self.run.turns.tokens_a_step
-
 
 class _Parts:
     """Several simulations of the same accesses as one progress."""
@@ -319,6 +328,11 @@ def _check_sizes(plan: SimulatePlan, units: Sequence[Unit]) -> None:
                 f"sizes: found {plan.sizes_bytes[0]} bytes, expected {unit.item_bytes} or more for one {unit.name}; "
                 "leave it out"
             )
+
+
+def _counted(a_token: np.float64) -> float | None:
+    """Misses of a token, of the steps' one at a rank; None where there is no step."""
+    return None if a_token < 0 else float(a_token)
 
 
 def _known(ratio: Any) -> float | None:

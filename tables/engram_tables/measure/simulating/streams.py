@@ -68,8 +68,16 @@ class TraceLookups:
         self._trace = trace
 
     def rows(self, start: int, stop: int) -> NDArray[np.int64]:
-        """See `Lookups`."""
-        return np.ascontiguousarray(self._trace.rows(start, stop))
+        """See `Lookups`; `InvalidInput` where the trace has rows that its spec has not."""
+        rows = np.ascontiguousarray(self._trace.rows(start, stop))
+        for nth, layer in enumerate(self.spec.layers):
+            largest = int(rows[:, nth].max(initial=0))
+            if largest >= layer.n_rows or int(rows[:, nth].min(initial=0)) < 0:
+                raise InvalidInput(
+                    f"trace: found row {largest} of layer {layer.layer_id} among tokens {start} to {stop - 1}, "
+                    f"expected less than {layer.n_rows}; it is damaged: copy it again or trace again"
+                )
+        return rows
 
     def addresses(self, start: int, stop: int) -> Addresses:
         """See `Lookups`."""
@@ -280,7 +288,7 @@ def accesses_of(
         return sampler.accesses()
     return Accesses(
         items=items[:n_made], classes=classes[:n_made], step_starts=np.concatenate(starts), n_items=unit.n_items,
-        n_classes=len(named),
+        n_classes=len(named), step_tokens=np.diff(planned.step_starts),
     )  # fmt: skip
 
 

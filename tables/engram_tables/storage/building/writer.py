@@ -43,6 +43,7 @@ _GROWING_NAME = "table"
 # What lies in a table of any version; `--force` removes nothing else.
 _OURS = re.compile(
     rf"{re.escape(MANIFEST_NAME)}|{re.escape(VOCABULARY_NAME)}|layer-\d+(/[\w-]+-\d+-of-\d+\.safetensors)?"
+    r"|bundles(/(bundles\.json|(index|ngrams)\.safetensors|layer-\d+(/order-\d+\.safetensors)?))?"
 )
 
 

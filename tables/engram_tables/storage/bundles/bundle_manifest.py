@@ -66,7 +66,7 @@ class BundleFile:
     data_offset
         A multiple of 4096.
     header_sha256, block_sha256
-        As a table's shards have them.
+        As a table's shards have them; `NO_DIGEST` and nothing where the file is only planned.
     """
 
     path: str
@@ -145,7 +145,7 @@ class BundleManifest:
         return sum(n * n_bytes for of in self.n_bundles for n, n_bytes in zip(of, per_order, strict=True))
 
     def check_spec(self, spec: AddressSpec, *, row_bytes: int, codec: str, path: str) -> None:
-        """`SpecMismatch` unless rows of this spec and codec are bundled."""
+        """`SpecMismatch` unless rows of this spec and codec are bundled; `CorruptTable` if shapes are not its own."""
         found = self.fingerprint, self.row_bytes, self.codec
         expected = spec.fingerprint, row_bytes, codec
         if found != expected:
@@ -154,14 +154,33 @@ class BundleManifest:
                 f"expected {expected[0]}, {expected[1]} bytes and {expected[2]} as the table has; {_BUILD_AGAIN}, or "
                 "open the table without them"
             )
+        shapes = {
+            "orders": (self.orders, spec.orders),
+            "heads": (self.heads, spec.heads),
+            "layer_ids": (self.layer_ids, spec.layer_ids),
+            "key_words": (self.key_words, spec.key_words),
+        }
+        for name, (has, wanted) in shapes.items():
+            if has != wanted:
+                raise CorruptTable(
+                    f"{path}: found {name} {has}, expected {wanted} as its addressing has them; {_BUILD_AGAIN}",
+                    path=path,
+                )
 
     def with_files(self) -> Self:
-        """This manifest with the files that follow from it, their digests still `NO_DIGEST`."""
+        """This manifest with the files that follow from it, still without digests."""
         return replace(self, files=tuple(self._expected_files()))
 
     def header(self, file: BundleFile) -> bytes:
         """The bytes before `file.data_offset`; its own may still be 0."""
-        metadata = {"schema": _FILE_SCHEMA, "fingerprint": self.fingerprint, "rows_of": self.rows_of.sha256}
+        # Each name is there so that a file in another one's place is noticed without a look at its blocks.
+        metadata = {
+            "schema": _FILE_SCHEMA,
+            "fingerprint": self.fingerprint,
+            "rows_of": self.rows_of.sha256,
+            "counts": self.counts_sha256,
+            "path": file.path,
+        }
         ends = list(accumulate((tensor.n_bytes for tensor in file.tensors), initial=0))
         tensors = {
             tensor.name: {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [start, stop]}
@@ -204,12 +223,7 @@ class BundleManifest:
         file = BundleFile(path=path, tensors=tensors, layer_id=layer_id, order=order, file_bytes=0, data_offset=0)
         data_offset = len(self.header(file))
         file_bytes = data_offset + sum(tensor.n_bytes for tensor in tensors)
-        return replace(
-            file,
-            data_offset=data_offset,
-            file_bytes=file_bytes,
-            block_sha256=(NO_DIGEST,) * -(-file_bytes // self.block_bytes),
-        )
+        return replace(file, data_offset=data_offset, file_bytes=file_bytes)
 
     def to_bytes(self) -> bytes:
         """The file's bytes."""
@@ -321,6 +335,8 @@ class BundleManifest:
     def _check(self) -> None:
         need(0 < self.row_bytes <= _MOST_ROW_BYTES, "row_bytes", self.row_bytes, f"1 to {_MOST_ROW_BYTES}")
         need(1 <= self.key_words <= 8, "key_words", self.key_words, "1 to 8")
+        need(self.budget_bytes >= 0, "budget_bytes", self.budget_bytes, "0 or more")
+        need(self.least_count >= 1, "least_count", self.least_count, "1 or more")
         block_ok = self.block_bytes >= PAGE_BYTES and self.block_bytes % PAGE_BYTES == 0
         need(block_ok, "block_bytes", self.block_bytes, f"a positive multiple of {PAGE_BYTES}")
         ascending = list(self.orders) == sorted(set(self.orders)) and bool(self.orders) and self.orders[0] >= 1
@@ -348,7 +364,8 @@ class BundleManifest:
                 found = int_from_json(entry[name], f"{file.path}: {name}")
                 need(found == getattr(file, name), f"{file.path}: {name}", found, getattr(file, name))
             blocks = tuple(_sha256(digest, f"{file.path}: block_sha256") for digest in entry["block_sha256"])
-            need(len(blocks) == len(file.block_sha256), f"{file.path}: blocks", len(blocks), len(file.block_sha256))
+            n_blocks = -(-file.file_bytes // self.block_bytes)
+            need(len(blocks) == n_blocks, f"{file.path}: blocks", len(blocks), n_blocks)
             header = _sha256(entry["header_sha256"], f"{file.path}: header_sha256")
             files.append(replace(file, header_sha256=header, block_sha256=blocks))
         return tuple(files)

@@ -115,6 +115,10 @@ class BundleCheck:
             blocks = [blocks[k] for k in sorted(random.Random(seed).sample(range(len(blocks)), sample))]
         self._blocks = blocks
         self._is_of_table = None if stored is None else rows_of(stored) == manifest.rows_of
+        if stored is not None and self._is_of_table:
+            manifest.check_spec(
+                stored.spec, row_bytes=stored.row_bytes, codec=stored.codec.name, path=str(bundles.path)
+            )
         self._read_bytes = sum(stop - start for start, stop in (self._range(*block) for block in blocks))
         self._record_files = [file for file in manifest.files if file.order is not None]
         compared = self._record_files if self._is_of_table else []

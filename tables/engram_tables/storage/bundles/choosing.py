@@ -165,12 +165,13 @@ def choose(
     least_count
         N-grams seen less often are left out.
     memory_bytes
-        Bound of the memory for what is chosen.
+        Bound of the memory for what is chosen, and for its plan (`plan_bundles`) after that.
 
     Raises
     ------
     InvalidInput
-        Counts of other n-grams than the spec hashes; a budget that holds no bundle; no order has two heads.
+        Counts of other n-grams than the spec hashes, or of none seen often enough; a budget that does not hold the
+        bundle that is worth most; no order has two heads.
     SpecMismatch
         Another vocabulary.
     CapacityError
@@ -189,16 +190,19 @@ def choose(
         raise InvalidInput(
             f"spec {spec.name}: found one head an order, expected two or more; a bundle would save no read"
         )
-    if budget_bytes < min(costs.values()):
+    smallest = min(costs[order] for order, n_heads in zip(spec.orders, spec.heads, strict=True) if n_heads > 1)
+    if budget_bytes < smallest:
         raise InvalidInput(
-            f"bundle budget: found {budget_bytes:,} bytes, expected {min(costs.values()):,} or more, which one bundle "
+            f"bundle budget: found {budget_bytes:,} bytes, expected {smallest:,} or more, which one bundle "
             "takes in all layers; give a larger one"
         )
     if least_count < 1:
         raise InvalidInput(f"least count: found {least_count}, expected 1 or more; give another")
     tallies = _tallies(counts, spec, stage)
     cut = _cut(spec, tallies, costs, budget_bytes=budget_bytes, least_count=least_count)
-    _check_memory(cut, memory_bytes)
+    if not any(of.n_above + of.n_at_limit for of in cut.values()):
+        raise _nothing_chosen(counts, spec, tallies, costs, budget_bytes=budget_bytes, least_count=least_count)
+    _check_memory(spec, cut, memory_bytes)
     return _collect(counts, spec, cut, tallies, costs, row_bytes, budget_bytes, least_count, stage)
 
 
@@ -263,9 +267,35 @@ def _cut(
     return cut
 
 
-def _check_memory(cut: Mapping[int, _Cut], memory_bytes: int) -> None:
-    # Ids; count, gain, sequence and bytes of each; and a second copy while they are put in sequence.
-    needed = sum((c.n_above + c.n_at_limit) * 2 * (4 * order + 33) for order, c in cut.items())
+def _nothing_chosen(
+    counts: Counts,
+    spec: AddressSpec,
+    tallies: Mapping[int, CountsOfCounts],
+    costs: Mapping[int, int],
+    *,
+    budget_bytes: int,
+    least_count: int,
+) -> InvalidInput:
+    worthy = [order for order, n_heads in zip(spec.orders, spec.heads, strict=True) if n_heads > 1]
+    if any((tallies[order].counts >= least_count).any() for order in worthy):
+        largest = max(costs[order] for order in worthy)
+        return InvalidInput(
+            f"bundle budget: found {budget_bytes:,} bytes, expected {largest:,} or more, which the bundle that saves "
+            "most may take in all layers; give a larger one"
+        )
+    return InvalidInput(
+        f"{counts.path}: found no n-gram seen {least_count} times or more, expected some to bundle; count more text"
+    )
+
+
+def _check_memory(spec: AddressSpec, cut: Mapping[int, _Cut], memory_bytes: int) -> None:
+    # Ids; count, gain, sequence and bytes of each; and a second copy while they are put in sequence. Or, once that is
+    # done, their slots in every layer and which are kept, with one index more while it is made anew in its size.
+    slots = 3 * slot_bytes(spec.key_words) // 2
+    planned = len(spec.layers) * (slots + 8) + slots + 16
+    needed = sum(
+        (c.n_above + c.n_at_limit) * max(2 * (4 * order + 33), 4 * order + 17 + planned) for order, c in cut.items()
+    )
     if needed > memory_bytes:
         n_ngrams = sum(c.n_above + c.n_at_limit for c in cut.values())
         raise CapacityError(

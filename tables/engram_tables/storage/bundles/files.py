@@ -16,7 +16,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_tables.errors import CorruptTable, IncompleteTable, NotATable, UnsupportedTable
+from engram_tables.errors import CorruptTable, IncompleteTable, NotATable, TableError, UnsupportedTable
 from engram_tables.storage.bundles.bundle_manifest import (
     INDEX_NAME,
     MANIFEST_NAME,
@@ -27,6 +27,7 @@ from engram_tables.storage.bundles.bundle_manifest import (
 from engram_tables.storage.row_files import RowFile
 
 _MAX_MANIFEST_BYTES = 2**30
+_OPEN_ATTEMPTS = 3
 _COPY_AGAIN = "copy the bundles again, or build them again"
 
 
@@ -57,13 +58,27 @@ class BundleDirectory:
     Notes
     -----
     Not checked when opening: the blocks' digests, those of the index among them. A damaged index finds nothing, or a
-    bundle of other rows, which the check in its slot refuses but for one in 2^32.
+    bundle of other rows, which the check in its slot refuses but for one in 2^32. An index that is cut after it was
+    opened ends a process that looks into it there with SIGBUS, as a mapped table does.
+
+    When the directory is exchanged for another while it is being opened, the new one is opened; bundles that are open
+    keep serving their old bytes.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._fds: list[int] = []
         self.files: dict[str, RowFile] = {}
+        try:
+            for attempt in range(_OPEN_ATTEMPTS):
+                if self._try_to_open(is_last=attempt == _OPEN_ATTEMPTS - 1):
+                    return
+        except OSError as error:
+            error.add_note(f"while opening the bundles {self.path}")
+            raise
+
+    def _try_to_open(self, *, is_last: bool) -> bool:
+        """Open everything; False if the directory was exchanged in the meantime, and it is not the last attempt."""
         try:
             root = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
@@ -72,13 +87,20 @@ class BundleDirectory:
             ) from None
         try:
             self._open(root)
+        except TableError:
+            self.close()
+            if is_last or not _was_exchanged(root, self.path):
+                raise
+            return False
         except BaseException:
             self.close()
             raise
         finally:
             os.close(root)
+        return True
 
     def _open(self, root: int) -> None:
+        self.files = {}
         try:
             fd = self._open_file(root, MANIFEST_NAME, None)
         except FileNotFoundError:
@@ -126,13 +148,17 @@ class BundleDirectory:
         except FileNotFoundError:
             raise
         except OSError as error:
-            if not any(part.is_symlink() for part in (where.parent, where)):
-                raise
-            raise UnsupportedTable(
-                f"{where}: found a symbolic link ({error.strerror}), expected files inside the directory; replace the "
-                "link by the file",
-                path=str(self.path),
-            ) from None
+            if where.is_symlink() or (directory and where.parent.is_symlink()):
+                raise UnsupportedTable(
+                    f"{where}: found a symbolic link ({error.strerror}), expected files inside the directory; replace "
+                    "the link by the file",
+                    path=str(self.path),
+                ) from None
+            if isinstance(error, NotADirectoryError):
+                raise IncompleteTable(
+                    f"{where.parent}: found a file, expected a directory; {_COPY_AGAIN}", path=str(self.path)
+                ) from None
+            raise
         status, path = os.fstat(fd), str(self.path)
         found = status.st_size
         if not stat.S_ISREG(status.st_mode):
@@ -184,3 +210,11 @@ class BundleDirectory:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _was_exchanged(root: int, path: Path) -> bool:
+    """Whether `path` now names another directory than the one held open as `root`."""
+    try:
+        return not os.path.samestat(os.fstat(root), path.stat())
+    except OSError:
+        return False

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from engram_tables.files import allocate, new_directory, refuse_existing, write_
 from engram_tables.storage.bundles.bundle_manifest import (
     INDEX_NAME,
     MANIFEST_NAME,
+    NGRAMS_NAME,
     BundleFile,
     BundleManifest,
     RowsOf,
@@ -42,6 +44,10 @@ from engram_tables.units import Stage, canonical_json, unwatched
 
 _HASHED_NGRAMS = 1 << 18
 _READ_BYTES = 64 << 20
+# What lies in a directory of bundles; `force` removes nothing else.
+_OURS = re.compile(
+    "|".join((*map(re.escape, (MANIFEST_NAME, INDEX_NAME, NGRAMS_NAME)), r"layer-\d+(/order-\d+\.safetensors)?"))
+)
 
 ReadRows = Callable[[int, NDArray[np.int64], NDArray[np.uint8]], object]
 """(layer id, rows int64 (n,), out uint8 (n, row_bytes)): fill `out` with the records."""
@@ -61,6 +67,9 @@ class BundlePlan:
         By layer id and order.
     kept
         By layer id and order: int64, which of the order's chosen n-grams are bundled, in sequence.
+    n_found
+        By layer id and order: the counted text's lookups that bundles hold; those of n-grams that are one to the hash
+        with a bundled one among them, those of n-grams whose rows are not all here not.
     """
 
     manifest: BundleManifest
@@ -68,6 +77,7 @@ class BundlePlan:
     chosen: Chosen
     indexes: dict[tuple[int, int], KeyIndex]
     kept: dict[tuple[int, int], NDArray[np.int64]]
+    n_found: dict[tuple[int, int], int]
 
     def of_rows(self, origin: RowsOf) -> BundlePlan:
         """The same plan for the table that has become of a planned one."""
@@ -165,13 +175,13 @@ def plan_bundles(
     Memory: 24 bytes an n-gram and layer for the index with keys of one word, 8 for what is kept.
     """
     spec, scale_bits = rows.spec, rows.codec.scale_bits
-    indexes, kept = {}, {}
+    indexes, kept, n_found = {}, {}, {}
     total, done = len(chosen.orders) * len(spec.layers), 0
     with stage("hashing n-grams", "n-grams") as progress:
         for layer_id in spec.layer_ids:
             for order in spec.orders:
                 place = layer_id, order
-                indexes[place], kept[place] = _index(chosen, rows, layer_id, order, threads)
+                indexes[place], kept[place], n_found[place] = _index(chosen, rows, layer_id, order, threads)
                 done += len(chosen.ngrams[order])
                 progress(done, total)
     if not any(map(len, kept.values())):
@@ -195,15 +205,19 @@ def plan_bundles(
         n_ngrams=tuple(len(chosen.ngrams[order]) for order in spec.orders),
         n_bundles=tuple(tuple(len(kept[layer_id, order]) for order in spec.orders) for layer_id in spec.layer_ids),
     )
-    return BundlePlan(manifest=manifest.with_files(), spec=spec, chosen=chosen, indexes=indexes, kept=kept)
+    return BundlePlan(
+        manifest=manifest.with_files(), spec=spec, chosen=chosen, indexes=indexes, kept=kept, n_found=n_found
+    )
 
 
 def _index(
     chosen: Chosen, rows: RowsToBundle, layer_id: int, order: int, threads: int | None
-) -> tuple[KeyIndex, NDArray[np.int64]]:
-    """The index of one layer and order, and which n-grams are in it."""
+) -> tuple[KeyIndex, NDArray[np.int64], int]:
+    """The index of one layer and order, which n-grams are in it, and how often it was asked for in the counted text."""
     ngrams, bounds = chosen.ngrams[order], np.array(rows.owned[layer_id], np.int64).reshape(-1)
     wanted: NDArray[np.int64] = np.arange(len(ngrams))
+    counts, n_found = chosen.counts[chosen.orders == order], 0
+    is_first = True
     # The first pass finds n-grams that are left out, after which an index of the exact size has all that come.
     while True:
         index = KeyIndex.empty(len(wanted), rows.spec.key_words)
@@ -212,12 +226,14 @@ def _index(
             mine = wanted[start : start + _HASHED_NGRAMS]
             keys, found = hash_ngrams(rows.spec, layer_id, order, ngrams[mine], threads=threads)
             here = (np.searchsorted(bounds, found, side="right") % 2 == 1).all(axis=1)
+            if is_first:
+                n_found += int(counts[mine[here]].sum())
             numbers = index.insert(keys[here], found[here])
             kept.append(mine[here][numbers >= 0])
         entered = np.concatenate(kept)
         if len(entered) == len(wanted):
-            return index, entered
-        wanted = entered
+            return index, entered, n_found
+        wanted, is_first = entered, False
 
 
 def write_bundles(
@@ -242,33 +258,70 @@ def write_bundles(
     Raises
     ------
     InvalidInput
-        `path` exists and `force` is not set.
+        `path` exists and `force` is not set, or it is something else than bundles.
     OSError
         Of the filesystem; a full disk is met before the first row is read.
     """
-    refuse_existing(path, force=force)
-    manifest = plan.manifest
-    with new_directory(path, force=force) as directory:
-        for file in manifest.files:
-            (directory / file.path).parent.mkdir(exist_ok=True)
-            with (directory / file.path).open("xb") as empty:
-                allocate(empty.fileno(), file.file_bytes)
-        finished, done = [], 0
-        with stage("bundling rows", "B") as progress:
-            for file in manifest.files:
-                writer = _HashedFile(directory / file.path, manifest.block_bytes)
-                with writer:
-                    header = manifest.header(file)
-                    writer.write(memoryview(header))
-                    for piece in _contents(plan, file, read_rows, threads):
-                        writer.write(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
-                        progress(done + writer.n_bytes, manifest.total_bytes)
-                done += writer.n_bytes
-                digest = hashlib.sha256(header).hexdigest()
-                finished.append(replace(file, header_sha256=digest, block_sha256=tuple(writer.digests)))
-        whole = replace(manifest, files=tuple(finished))
-        _write_whole(directory / MANIFEST_NAME, whole.to_bytes())
+    refuse_taken(path, force=force)
+    try:
+        with new_directory(path, force=force) as directory:
+            whole = _write_files(plan, directory, read_rows, threads, stage)
+            _write_whole(directory / MANIFEST_NAME, whole.to_bytes())
+            # It may have been filled meanwhile by somebody else.
+            refuse_taken(path, force=force)
+    except OSError as error:
+        error.add_note(f"while writing {path}, {plan.manifest.total_bytes:,} bytes")
+        raise
     return WrittenBundles(path=path, manifest=whole)
+
+
+def _write_files(
+    plan: BundlePlan, directory: Path, read_rows: ReadRows, threads: int | None, stage: Stage
+) -> BundleManifest:
+    """All files but the manifest, which is returned with their digests."""
+    manifest = plan.manifest
+    for file in manifest.files:
+        (directory / file.path).parent.mkdir(exist_ok=True)
+        with (directory / file.path).open("xb") as empty:
+            allocate(empty.fileno(), file.file_bytes)
+    finished, done = [], 0
+    with stage("bundling rows", "B") as progress:
+        for file in manifest.files:
+            writer = _HashedFile(directory / file.path, manifest.block_bytes)
+            with writer:
+                header = manifest.header(file)
+                writer.write(memoryview(header))
+                for piece in _contents(plan, file, read_rows, threads):
+                    writer.write(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
+                    progress(done + writer.n_bytes, manifest.total_bytes)
+            done += writer.n_bytes
+            digest = hashlib.sha256(header).hexdigest()
+            finished.append(replace(file, header_sha256=digest, block_sha256=tuple(writer.digests)))
+    return replace(manifest, files=tuple(finished))
+
+
+def refuse_taken(path: Path, *, force: bool) -> None:
+    """Raise `InvalidInput` if bundles could not be written as `path`; `force` replaces bundles, or an empty directory,
+    and nothing else."""
+    refuse_existing(path, force=force)
+    if not path.exists() and not path.is_symlink():
+        return
+    if path.is_symlink() or not path.is_dir():
+        raise InvalidInput(
+            f"{path}: found something else than a directory, expected bundles to replace; choose another"
+        )
+    entries = sorted(path.rglob("*"))
+    if entries and not (path / MANIFEST_NAME).is_file():
+        raise InvalidInput(
+            f"{path}: found no {MANIFEST_NAME} in it, expected bundles to replace; remove it yourself, or choose "
+            "another name"
+        )
+    for entry in entries:
+        if _OURS.fullmatch(str(entry.relative_to(path))) is None or entry.is_symlink():
+            raise InvalidInput(
+                f"{entry}: found in the bundles that would be replaced, expected their own files alone; move it away, "
+                "or choose another name"
+            )
 
 
 def _contents(plan: BundlePlan, file: BundleFile, read_rows: ReadRows, threads: int | None) -> Iterator[NDArray[Any]]:
