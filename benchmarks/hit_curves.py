@@ -28,12 +28,12 @@ from engram_tables.corpus.reading.documents import DecodeErrors, ReadOptions
 from engram_tables.corpus.tokens.token_stream import TokenStream
 from engram_tables.corpus.tokens.tokenize_corpus import tokens_of
 from engram_tables.corpus.traffic.token_addresses import TokenSource
+from engram_tables.measure.caches.policies import Policy
 from engram_tables.measure.environment import command_line, describe
-from engram_tables.measure.simulate.policies import Policy
-from engram_tables.measure.simulating.opening import Text
-from engram_tables.measure.simulating.report import SimulatePlan, simulate_text
-from engram_tables.measure.simulating.streams import TokenLookups, Turns
-from engram_tables.measure.simulating.units import row_bytes_of
+from engram_tables.measure.simulate.opening import Text
+from engram_tables.measure.simulate.report import SimulatePlan, simulate_text
+from engram_tables.measure.simulate.streams import TokenLookups, Turns
+from engram_tables.measure.simulate.units import row_bytes_of
 from engram_tables.units import parse_bytes
 
 PRESET = "deepseek-v4.1-flash"

@@ -31,13 +31,13 @@ from engram_tables.address.spec import AddressSpec
 from engram_tables.address.vocabulary import Vocabulary, build_vocabulary, load_vocabulary
 from engram_tables.corpus.reading.readers import find_documents
 from engram_tables.corpus.tokens.token_stream import tokenize_documents
+from engram_tables.measure.caches import lru, reference
+from engram_tables.measure.caches.accesses import Accesses, State
+from engram_tables.measure.caches.dense import number
+from engram_tables.measure.caches.policies import Policy, simulate
+from engram_tables.measure.caches.replays import Course, Watch
 from engram_tables.measure.ceilings import memory_ceilings
 from engram_tables.measure.environment import command_line, describe
-from engram_tables.measure.simulate import lru, reference
-from engram_tables.measure.simulate.accesses import Accesses, State
-from engram_tables.measure.simulate.dense import number
-from engram_tables.measure.simulate.policies import Policy, simulate
-from engram_tables.measure.simulate.replays import Course, Watch
 from engram_tables.threads import resolve_threads
 
 CHECK_FOUND = 6

@@ -39,7 +39,7 @@ from engram_tables.units import parse_bytes
 if TYPE_CHECKING:
     from engram_tables.address.spec import AddressSpec
     from engram_tables.address.vocabulary import Vocabulary
-    from engram_tables.measure.simulating.report import SimulatePlan
+    from engram_tables.measure.simulate.report import SimulatePlan
 
 _SIZES = "512MB,1GB,2GB,4GB,8GB,16GB,32GB,64GB"
 _BUDGETS = "128MiB,512MiB,2GiB,8GiB"
@@ -167,11 +167,11 @@ def simulate(
     """
     from engram_tables.address.vocabulary import load_vocabulary
     from engram_tables.fetch.tiers.hot_list import read_hot_list, write_hot_list
-    from engram_tables.measure.simulating.bundle_sweep import sweep_bundles
-    from engram_tables.measure.simulating.hot_rows import hot_rows
-    from engram_tables.measure.simulating.opening import open_text
-    from engram_tables.measure.simulating.report import simulate_text
-    from engram_tables.measure.simulating.units import row_bytes_of
+    from engram_tables.measure.simulate.bundle_sweep import sweep_bundles
+    from engram_tables.measure.simulate.hot_rows import hot_rows
+    from engram_tables.measure.simulate.opening import open_text
+    from engram_tables.measure.simulate.report import simulate_text
+    from engram_tables.measure.simulate.units import row_bytes_of
 
     plan = _plan(
         sizes=sizes, policy=policy, unit=unit, layout=layout, streams=streams, batch=batch, chunk=chunk,
@@ -216,10 +216,10 @@ def _plan(
     *, sizes: str, policy: str, unit: str, layout: str | None, streams: str, batch: str, chunk: str | None,
     warm_up: float, memory: str, threads: int | None,
 ) -> SimulatePlan:  # fmt: skip
-    from engram_tables.measure.simulate.policies import Policy
-    from engram_tables.measure.simulating.report import SimulatePlan
-    from engram_tables.measure.simulating.streams import Turns
-    from engram_tables.measure.simulating.units import PAGE, UNITS
+    from engram_tables.measure.caches.policies import Policy
+    from engram_tables.measure.simulate.report import SimulatePlan
+    from engram_tables.measure.simulate.streams import Turns
+    from engram_tables.measure.simulate.units import PAGE, UNITS
 
     units = tuple(_choice("--unit", word, UNITS) for word in unit.split(","))
     if layout is not None and PAGE not in units:
@@ -258,7 +258,7 @@ def _resolve(
 def _check_outputs(outputs: dict[str, Path | None], *, force: bool) -> None:
     """Refuse what could not be written, before anything is simulated."""
     from engram_tables.files import refuse_existing
-    from engram_tables.measure.simulating.plot import check_plot
+    from engram_tables.measure.simulate.plot import check_plot
 
     named = {option: path for option, path in outputs.items() if path is not None}
     places = [path.resolve() for path in named.values()]
@@ -281,7 +281,7 @@ def _hand_out(
         with new_file(record_file, force=force) as file:
             file.write(json.dumps(record, indent=1, allow_nan=False).encode() + b"\n")
     if plot is not None:
-        from engram_tables.measure.simulating.plot import write_plot
+        from engram_tables.measure.simulate.plot import write_plot
 
         write_plot(plot, record, force=force)
     if as_json:

@@ -194,7 +194,7 @@ def test_bundles_are_found_as_the_counts_say(engram: Engram, home: Path) -> None
 
 
 def test_a_sample_says_how_far_off_it_may_be(engram: Engram, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from engram_tables.measure.simulating import report
+    from engram_tables.measure.simulate import report
 
     exact = simulated(engram, home / "trace", "--sizes", "16kB", "--policy", "lru")
     monkeypatch.setattr(report, "_LEAST_BYTES", 1)
@@ -285,7 +285,7 @@ def test_misses_are_of_the_tokens_that_a_step_has(engram: Engram, home: Path, op
 def test_a_size_that_a_sample_cannot_stand_for_is_refused_before_the_text_is_read(
     engram: Engram, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from engram_tables.measure.simulating import report
+    from engram_tables.measure.simulate import report
 
     monkeypatch.setattr(report, "_LEAST_BYTES", 1)
     ran = engram("simulate", home / "trace", "--row-bytes", ROW_BYTES, "--sizes", "1kB,16MB", "--memory", "20kB")

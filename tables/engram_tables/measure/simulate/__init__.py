@@ -1,1 +1,1 @@
-"""What would a cache have held? Replays of accesses through policies. It knows no tables, corpora or clocks."""
+"""What a cache would do for a text: streams of lookups, their curves, and what is worth keeping."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_tables.measure.simulate.curves import StepMisses, step_misses
+from engram_tables.measure.caches.curves import StepMisses, step_misses
 from engram_tables.threads import run_slices
 from engram_tables.units import ProgressHook
 

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_tables.errors import InvalidInput
-from engram_tables.measure.simulate.accesses import Accesses
-from engram_tables.measure.simulate.sampling_kernels import find_chosen, take_sample
+from engram_tables.measure.caches.accesses import Accesses
+from engram_tables.measure.caches.sampling_kernels import find_chosen, take_sample
 
 N_SLICES = 8
 """Disjoint parts of a sample whose answers are compared."""

@@ -6,7 +6,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
 
 from engram_tables.fetch.tiers.reference import ReferenceCache
-from engram_tables.measure.simulate.caches import queue_shape, set_shape
+from engram_tables.measure.caches.caches import queue_shape, set_shape
 
 Steps = Sequence[Sequence[int]]
 """The items of each step."""

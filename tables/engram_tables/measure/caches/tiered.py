@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from engram_tables.errors import InvalidInput
 from engram_tables.fetch.tiers import cache_kernels
 from engram_tables.fetch.tiers.budget import MemoryTier, shape_for
-from engram_tables.measure.simulate.accesses import Accesses
-from engram_tables.measure.simulate.replays import Course, Replayed, parts
-from engram_tables.measure.simulate.tiered_kernels import PIN, PRELOAD, replay_tiered, take_in
+from engram_tables.measure.caches.accesses import Accesses
+from engram_tables.measure.caches.replays import Course, Replayed, parts
+from engram_tables.measure.caches.tiered_kernels import PIN, PRELOAD, replay_tiered, take_in
 
 _SET_WORDS = 48
 """Words of a set's row: three cache lines, of which the last is not full."""

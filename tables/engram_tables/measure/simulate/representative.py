@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_tables.measure.simulating import stream_kernels as kernels
-from engram_tables.measure.simulating.streams import CHUNK_TOKENS, Lookups
+from engram_tables.measure.simulate import stream_kernels as kernels
+from engram_tables.measure.simulate.streams import CHUNK_TOKENS, Lookups
 
 WINDOW_TOKENS = 1 << 16
 MOST_WINDOWS = 16

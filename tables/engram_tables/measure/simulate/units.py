@@ -10,7 +10,7 @@ import numpy as np
 
 from engram_tables.address.spec import AddressSpec
 from engram_tables.errors import InvalidInput
-from engram_tables.measure.simulating.stream_kernels import UnitArrays
+from engram_tables.measure.simulate.stream_kernels import UnitArrays
 from engram_tables.storage.codecs.codec import get_codec
 from engram_tables.storage.extents import Part
 from engram_tables.storage.published import published_tables

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from engram_tables.errors import InvalidInput
-from engram_tables.measure.simulate import belady, caches, lru, tiered
-from engram_tables.measure.simulate.accesses import Accesses, State, check_first_steady_step
-from engram_tables.measure.simulate.curves import Curve, StepMisses
-from engram_tables.measure.simulate.dense import DenseAccesses, number
-from engram_tables.measure.simulate.replays import Course, Replayed, Watch, run_together
-from engram_tables.measure.simulate.sampling import (
+from engram_tables.measure.caches import belady, caches, lru, tiered
+from engram_tables.measure.caches.accesses import Accesses, State, check_first_steady_step
+from engram_tables.measure.caches.curves import Curve, StepMisses
+from engram_tables.measure.caches.dense import DenseAccesses, number
+from engram_tables.measure.caches.replays import Course, Replayed, Watch, run_together
+from engram_tables.measure.caches.sampling import (
     N_SLICES,
     adjusted,
     chosen,
@@ -25,7 +25,7 @@ from engram_tables.measure.simulate.sampling import (
     slice_bounds,
     slices,
 )
-from engram_tables.measure.simulate.tiered import TierShape
+from engram_tables.measure.caches.tiered import TierShape
 from engram_tables.threads import resolve_threads
 from engram_tables.units import ProgressHook
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from engram_tables.address.spec import AddressSpec
 from engram_tables.corpus.counts.counts_store import open_counts
 from engram_tables.errors import InvalidInput
-from engram_tables.measure.simulating.streams import CHUNK_TOKENS, Lookups
-from engram_tables.measure.simulating.units import RowBytes
+from engram_tables.measure.simulate.streams import CHUNK_TOKENS, Lookups
+from engram_tables.measure.simulate.units import RowBytes
 from engram_tables.storage.bundles.choosing import Chosen, ChosenIndex, choose
 from engram_tables.units import PAGE_BYTES, Stage, unwatched
 

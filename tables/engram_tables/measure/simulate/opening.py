@@ -14,7 +14,7 @@ from engram_tables.corpus.reading.documents import ReadOptions
 from engram_tables.corpus.tokens.tokenize_corpus import tokens_of
 from engram_tables.corpus.traffic.trace import is_trace, open_trace
 from engram_tables.errors import InvalidInput, SpecMismatch
-from engram_tables.measure.simulating.streams import Lookups, TokenLookups, TraceLookups
+from engram_tables.measure.simulate.streams import Lookups, TokenLookups, TraceLookups
 from engram_tables.units import Stage, unwatched
 
 

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from engram_tables.errors import InvalidInput, SpecMismatch
 from engram_tables.fetch.tiers.hot_list import HotList
-from engram_tables.measure.simulating import stream_kernels as kernels
-from engram_tables.measure.simulating.streams import CHUNK_TOKENS, Lookups
+from engram_tables.measure.simulate import stream_kernels as kernels
+from engram_tables.measure.simulate.streams import CHUNK_TOKENS, Lookups
 from engram_tables.threads import resolve_threads, run_slices
 from engram_tables.units import ProgressHook
 

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_tables.errors import CapacityError
-from engram_tables.measure.simulate.accesses import Accesses
-from engram_tables.measure.simulate.dense_kernels import fill_slots, number_items
-from engram_tables.measure.simulate.replays import Watch, parts
+from engram_tables.measure.caches.accesses import Accesses
+from engram_tables.measure.caches.dense_kernels import fill_slots, number_items
+from engram_tables.measure.caches.replays import Watch, parts
 
 _LEAST_SLOTS = 1 << 16
 _MOST_ACCESSES = 2**32 - 2

@@ -17,10 +17,10 @@ from engram_tables.address.spec import Addresses, AddressSpec
 from engram_tables.fetch.table import Table, open_table
 from engram_tables.fetch.tiers.budget import MemoryTier, TierPlan
 from engram_tables.fetch.tiers.hot_list import HotList
-from engram_tables.measure.simulate import reference
-from engram_tables.measure.simulate.accesses import Accesses, State
-from engram_tables.measure.simulate.policies import Policy, simulate
-from engram_tables.measure.simulate.tiered import tier_shape
+from engram_tables.measure.caches import reference
+from engram_tables.measure.caches.accesses import Accesses, State
+from engram_tables.measure.caches.policies import Policy, simulate
+from engram_tables.measure.caches.tiered import tier_shape
 from engram_tables.storage.building.writer import build_table, plan_table
 
 MODULES = ("argparse.py", "json/decoder.py", "textwrap.py", "heapq.py")

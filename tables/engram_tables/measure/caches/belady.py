@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_tables.measure.simulate.belady_kernels import find_next_uses, replay_belady
-from engram_tables.measure.simulate.dense import DenseAccesses
-from engram_tables.measure.simulate.replays import Course, Replayed, parts
+from engram_tables.measure.caches.belady_kernels import find_next_uses, replay_belady
+from engram_tables.measure.caches.dense import DenseAccesses
+from engram_tables.measure.caches.replays import Course, Replayed, parts
 
 
 def next_uses(trace: DenseAccesses) -> NDArray[np.uint32]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_tables.measure.simulating.streams import Lookups
+from engram_tables.measure.simulate.streams import Lookups
 
 CHUNKS = (1, 8, 64, 512, 4096, 8192)
 _MOST_TOKENS = 1 << 17

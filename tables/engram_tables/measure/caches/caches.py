@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_tables.measure.simulate.dense import DenseAccesses
-from engram_tables.measure.simulate.policy_kernels import (
+from engram_tables.measure.caches.dense import DenseAccesses
+from engram_tables.measure.caches.policy_kernels import (
     N_QUEUE_STATE,
     replay_s3_fifo,
     replay_sets,
     replay_static,
 )
-from engram_tables.measure.simulate.replays import Course, Replayed, parts
+from engram_tables.measure.caches.replays import Course, Replayed, parts
 
 SET_WAYS = 16
 _NO_PLACE = 2**62

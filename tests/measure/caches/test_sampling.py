@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from test_policies import N_CLASSES, accesses_of, lists_of, skewed, steps_of_items
 
 from engram_tables.errors import InvalidInput
-from engram_tables.measure.simulate.accesses import State
-from engram_tables.measure.simulate.policies import Policy, TierShape, simulate
-from engram_tables.measure.simulate.sampling import N_SLICES, Sampler, adjusted, sampled, slices
+from engram_tables.measure.caches.accesses import State
+from engram_tables.measure.caches.policies import Policy, TierShape, simulate
+from engram_tables.measure.caches.sampling import N_SLICES, Sampler, adjusted, sampled, slices
 
 
 def scrambled(item: int) -> int:

@@ -11,11 +11,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from engram_tables.errors import CapacityError, InvalidInput
-from engram_tables.measure.simulate import dense, reference, replays
-from engram_tables.measure.simulate.accesses import Accesses, State
-from engram_tables.measure.simulate.curves import Curve, step_misses
-from engram_tables.measure.simulate.policies import Policy, TierShape, simulate
-from engram_tables.measure.simulate.replays import Watch
+from engram_tables.measure.caches import dense, reference, replays
+from engram_tables.measure.caches.accesses import Accesses, State
+from engram_tables.measure.caches.curves import Curve, step_misses
+from engram_tables.measure.caches.policies import Policy, TierShape, simulate
+from engram_tables.measure.caches.replays import Watch
 
 N_CLASSES = 3
 FAR = 2**33

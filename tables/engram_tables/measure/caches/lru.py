@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_tables.measure.simulate.dense import DenseAccesses
-from engram_tables.measure.simulate.lru_kernels import replay_lru
-from engram_tables.measure.simulate.replays import Course, Replayed, parts
+from engram_tables.measure.caches.dense import DenseAccesses
+from engram_tables.measure.caches.lru_kernels import replay_lru
+from engram_tables.measure.caches.replays import Course, Replayed, parts
 
 
 def replay(trace: DenseAccesses, sizes: NDArray[np.int64], course: Course) -> Replayed:

@@ -16,12 +16,12 @@ from traffic_specs import Tokens, small_specs
 
 from engram_tables.errors import InvalidInput, SpecMismatch
 from engram_tables.fetch.tiers.hot_list import HotList, read_hot_list, write_hot_list
-from engram_tables.measure.simulating import hot_rows as hot_module
-from engram_tables.measure.simulating import representative
-from engram_tables.measure.simulating.hot_rows import hot_rows, items_of
-from engram_tables.measure.simulating.representative import Verdict, repetition_of
-from engram_tables.measure.simulating.streams import TokenLookups
-from engram_tables.measure.simulating.unique_rows import unique_rows
+from engram_tables.measure.simulate import hot_rows as hot_module
+from engram_tables.measure.simulate import representative
+from engram_tables.measure.simulate.hot_rows import hot_rows, items_of
+from engram_tables.measure.simulate.representative import Verdict, repetition_of
+from engram_tables.measure.simulate.streams import TokenLookups
+from engram_tables.measure.simulate.unique_rows import unique_rows
 
 SPECS = small_specs()
 DOCUMENTS = st.lists(st.lists(st.integers(-1, 11), max_size=9), max_size=9)

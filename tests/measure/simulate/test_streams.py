@@ -15,16 +15,16 @@ from traffic_specs import Tokens, small_specs
 
 from engram_tables.address import reference
 from engram_tables.errors import InvalidInput
-from engram_tables.measure.simulate.sampling import sampled
-from engram_tables.measure.simulating import streams
-from engram_tables.measure.simulating.streams import (
+from engram_tables.measure.caches.sampling import sampled
+from engram_tables.measure.simulate import streams
+from engram_tables.measure.simulate.streams import (
     TokenLookups,
     Turns,
     accesses_of,
     classes_of,
     schedule,
 )
-from engram_tables.measure.simulating.units import PAGE, ROW, row_bytes_of, unit_of
+from engram_tables.measure.simulate.units import PAGE, ROW, row_bytes_of, unit_of
 
 SPECS = small_specs()
 DOCUMENTS = st.lists(st.lists(st.integers(-1, 11), max_size=9), max_size=9)

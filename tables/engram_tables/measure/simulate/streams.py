@@ -20,10 +20,10 @@ from engram_tables.corpus.traffic.token_addresses import TokenAddresses, TokenSo
 from engram_tables.corpus.traffic.trace import Trace
 from engram_tables.corpus.traffic.traffic_kernels import APART, DEAD_ID
 from engram_tables.errors import InvalidInput
-from engram_tables.measure.simulate.accesses import MOST_CLASSES, Accesses
-from engram_tables.measure.simulate.sampling import Sampler
-from engram_tables.measure.simulating import stream_kernels as kernels
-from engram_tables.measure.simulating.units import Unit
+from engram_tables.measure.caches.accesses import MOST_CLASSES, Accesses
+from engram_tables.measure.caches.sampling import Sampler
+from engram_tables.measure.simulate import stream_kernels as kernels
+from engram_tables.measure.simulate.units import Unit
 from engram_tables.threads import resolve_threads, run_slices
 from engram_tables.units import ProgressHook
 

@@ -13,21 +13,21 @@ from numpy.typing import NDArray
 from engram_tables.errors import InvalidInput
 from engram_tables.fetch.tiers.budget import MemoryTier
 from engram_tables.fetch.tiers.hot_list import HotList
+from engram_tables.measure.caches.accesses import Accesses, State
+from engram_tables.measure.caches.curves import Curve
+from engram_tables.measure.caches.dense import number
+from engram_tables.measure.caches.policies import Policy, simulate
+from engram_tables.measure.caches.replays import Watch
+from engram_tables.measure.caches.sampling import N_SLICES
+from engram_tables.measure.caches.tiered import tier_shape
 from engram_tables.measure.environment import command_line, describe
-from engram_tables.measure.simulate.accesses import Accesses, State
-from engram_tables.measure.simulate.curves import Curve
-from engram_tables.measure.simulate.dense import number
-from engram_tables.measure.simulate.policies import Policy, simulate
-from engram_tables.measure.simulate.replays import Watch
-from engram_tables.measure.simulate.sampling import N_SLICES
-from engram_tables.measure.simulate.tiered import tier_shape
-from engram_tables.measure.simulating.hot_rows import items_of
-from engram_tables.measure.simulating.opening import Text
-from engram_tables.measure.simulating.representative import repetition_of
-from engram_tables.measure.simulating.streams import SCHEDULE_BYTES, Lookups, Schedule, Turns, accesses_of, schedule
-from engram_tables.measure.simulating.streams import classes_of as classes_of_spec
-from engram_tables.measure.simulating.unique_rows import CHUNKS, unique_rows
-from engram_tables.measure.simulating.units import PAGE, ROW, RowBytes, Unit, unit_of
+from engram_tables.measure.simulate.hot_rows import items_of
+from engram_tables.measure.simulate.opening import Text
+from engram_tables.measure.simulate.representative import repetition_of
+from engram_tables.measure.simulate.streams import SCHEDULE_BYTES, Lookups, Schedule, Turns, accesses_of, schedule
+from engram_tables.measure.simulate.streams import classes_of as classes_of_spec
+from engram_tables.measure.simulate.unique_rows import CHUNKS, unique_rows
+from engram_tables.measure.simulate.units import PAGE, ROW, RowBytes, Unit, unit_of
 from engram_tables.units import ProgressHook, Stage, unwatched
 
 SCHEMA = "engram.simulate/1"

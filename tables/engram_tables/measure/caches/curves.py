@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_tables.measure.simulate.accesses import State
+from engram_tables.measure.caches.accesses import State
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
