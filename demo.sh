@@ -31,6 +31,11 @@ step verify "$out/table"
 step inspect ngram "$out/table" 'import numpy as' --counts "$out/counts" --last --orders 3
 step bench-offload "$out/table" --corpus "$sources" --glob '*.py' --exclude '*-packages' --tokens 1,512 \
     --seconds 0.2 --record "$out/bench.json" --force
+step simulate "$out/tokens" --preset deepseek-v4.1-flash --vocab "$out/v4.vocab.parquet" --sizes 512MiB,2GiB,8GiB \
+    --policy lru,belady --memory 256MiB --record "$out/hits.json" --force
+step plan --preset deepseek-v4.1-flash --machine "$out/bench.json" --tokens-per-s 20 --hit-curve "$out/hits.json" \
+    --cache 8GiB --disk 1TB --placement nvme-packed
+step doctor "$out/table"
 step export "$out/table" --to deepseek -o "$out/checkpoint" --force
 step inspect header "$out/checkpoint" --spec "$out/spec.json" --row 1:1000000
 step build-table --from "$out/checkpoint" --spec "$out/spec.json" --layout packed -o "$out/imported" --force
@@ -47,6 +52,7 @@ What was made, all below $out:
   traffic.txt       what the sources read of these rows, head by head
   table/            the table: $(du -sh "$out/table" | cut -f1) of rows in safetensors shards, checked against its manifest
   bench.json        the record of the benchmark, raw samples and environment included
+  hits.json         hit ratios of caches of the real model's rows on these sources
   checkpoint/       the table's rows as a checkpoint in DeepSeek's form, weights and scales apart
   imported/         a table made from that checkpoint, equal to it bit for bit
 

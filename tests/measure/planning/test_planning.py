@@ -227,6 +227,8 @@ def test_the_curve_of_a_record_suits_the_streams() -> None:
     assert hit_ratio(n_streams=2) == hit_ratio(n_streams=64) == 0.3
     assert hit_ratio(n_streams=4, policy="lru") == 0.4
     assert hit_ratio(n_streams=1, policy="belady") == 0.9
+    doubtful = curve_of_record("r", _simulated(representative={"verdict": "too-repetitive"}), n_streams=1)
+    assert doubtful.where.endswith("; of a text that is too repetitive")
     found = curve_of_record("r", _simulated(), n_streams=1)
     assert found.unique_share(260) == pytest.approx(0.75)
     assert (found.unique_share(1), found.unique_share(9999), found.reads_with_bundles(1)) == (0.9, 0.6, None)
@@ -548,3 +550,14 @@ def test_budgets_that_say_too_little_or_too_much_are_refused() -> None:
 def test_layouts_and_codecs_stand_for_what_the_library_has() -> None:
     """The planar placement is the layout `split`, which some codecs do not have."""
     assert len(get_layout("split", get_codec("fp8-e4m3-e8m0"), 256).parts) == 2
+
+
+def test_a_given_rate_over_a_measured_disk_makes_nothing_slower() -> None:
+    records = [read_record(ROOT / "docs/measurements/bench-offload.json")]
+    measured = make_machine(records=records).disk
+    faster = make_machine(records=records, disk_reads_per_s=given(5_000_000.0, "--disk-reads-per-s")).disk
+    assert measured is not None
+    assert faster is not None
+    assert faster.serial_us(48) == measured.serial_us(48)
+    assert faster.burst_us(48) <= measured.burst_us(48)
+    assert faster.rate(4096) > measured.rate(4096)

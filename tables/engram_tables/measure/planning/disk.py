@@ -99,12 +99,19 @@ class Disk:
         }
 
 
-def disk_by_hand(*, reads_per_s: Figure, latency_us: Figure) -> Disk:
-    """A device of two figures: the first read after its latency, every further one 1 / reads_per_s later."""
+def disk_by_hand(*, reads_per_s: Figure, latency_us: Figure, serial_read_us: Figure | None = None) -> Disk:
+    """A device of two figures: the first read after its latency, every further one 1 / reads_per_s later.
+
+    Parameters
+    ----------
+    serial_read_us
+        Where it is known that a device kept busy answers one read sooner than one that has rested.
+    """
     step_us = 1e6 / reads_per_s.value if reads_per_s.value > 0 else math.inf
     bursts = (Burst(1, latency_us.value), Burst(2, latency_us.value + step_us))
     return Disk(
-        bursts=bursts, reads_per_s=reads_per_s, serial_read_us=latency_us, sequential_bytes_per_s=None,
+        bursts=bursts, reads_per_s=reads_per_s, serial_read_us=serial_read_us or latency_us,
+        sequential_bytes_per_s=None,
         origin=latency_us.origin if reads_per_s.origin is Origin.GIVEN else reads_per_s.origin,
         where=f"{latency_us.where} (the first read); {reads_per_s.where} (the others)",
     )  # fmt: skip

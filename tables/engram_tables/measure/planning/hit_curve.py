@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from engram_tables.errors import InvalidInput
 from engram_tables.measure.planning.figures import Figure, Origin
+from engram_tables.units import format_bytes
 
 SIMULATE_SCHEMA = "engram.simulate/1"
 _POLICIES = ("tiered", "lru-16", "s3-fifo", "lru", "static")
@@ -207,8 +208,15 @@ def _read(name: str, record: Mapping[str, Any], n_streams: int, policy: str | No
         ),
         bundle_reads=tuple(sorted((int(p["budget_bytes"]), float(p["reads_a_token"])) for p in bundles)),
         origin=Origin.MEASURED,
-        where=f"{name}: {curve['policy']}, rows, {chosen} streams, steady",
+        where=f"{name}: {curve['policy']}, rows, {chosen} streams, steady, up to {format_bytes(max(answered))}"
+        f"{_doubt(record)}",
     )
+
+
+def _doubt(record: Mapping[str, Any]) -> str:
+    """What `simulate` said against the text, if anything."""
+    verdict = (record.get("representative") or {}).get("verdict")
+    return "" if verdict in (None, "representative") else f"; of a text that is {str(verdict).replace('-', ' ')}"
 
 
 def _check_answers(name: str, answered: Mapping[int, Answered]) -> None:

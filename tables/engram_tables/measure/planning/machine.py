@@ -131,9 +131,11 @@ def _with_given(disk: Disk | None, reads_per_s: Figure | None, latency_us: Figur
     for figure in (reads_per_s, latency_us):
         if figure is not None:
             check_figure(figure.value, figure.where)
+    serial_read_us = None
     if latency_us is None:
         latency_us = USUAL_DISK_LATENCY_US if disk is None else _first_burst(disk)
-    return disk_by_hand(reads_per_s=reads_per_s or _rate_of(disk), latency_us=latency_us)
+        serial_read_us = None if disk is None else disk.serial_read_us
+    return disk_by_hand(reads_per_s=reads_per_s or _rate_of(disk), latency_us=latency_us, serial_read_us=serial_read_us)
 
 
 def _first_burst(disk: Disk) -> Figure:

@@ -12,7 +12,7 @@ from math import ceil, floor, log10
 from typing import Any
 
 from engram_tables.measure.planning.load import Load
-from engram_tables.measure.planning.placements import Placed
+from engram_tables.measure.planning.placements import Placed, Placement
 from engram_tables.units import format_bytes
 
 _SPACE_NAMES = {
@@ -212,9 +212,10 @@ def _summary(status: Status, binding: Limit | None, placed: Placed, load: Load) 
         )
     share = binding.share or 0.0
     if status is Status.FINE:
-        return f"you are fine; nearest is {binding.name}, {share:.0%} of what there is"
+        given_that = ", with a GPU" if placed.placement in (Placement.GPU, Placement.PINNED) else ""
+        return f"you are fine{given_that}; nearest is {binding.name}, {share:.0%} of what there is"
     reached = reached_tokens_per_s(placed, load)
-    by_steps = f"; {reached:,.3g} tokens/s remain" if reached is not None and binding.unit == "us" else ""
+    by_steps = f"; {reached:,.4g} tokens/s remain" if reached is not None and binding.unit == "us" else ""
     return (
         f"{binding.name}: {_amount(binding, binding.needed)} needed, {_amount(binding, binding.available)} there"
         f"{by_steps}"
