@@ -91,9 +91,14 @@ class AutoEngine(Engine):
         return (GatherEngine.name, *([] if self._missing_engine is None else [self._missing_engine]))
 
     def _read(self, batch: Batch, out: NDArray[np.uint8], threads: int | None, items: Items | None) -> None:
-        self._begin(batch, out, threads, items).finish()
+        self._go(_Flights(is_waited_for=True), batch, out, threads, items).finish()
 
     def _begin(self, batch: Batch, out: NDArray[np.uint8], threads: int | None, items: Items | None) -> Pending:
+        return self._go(_Flights(), batch, out, threads, items)
+
+    def _go(
+        self, flights: _Flights, batch: Batch, out: NDArray[np.uint8], threads: int | None, items: Items | None
+    ) -> Pending:
         """The missing rows are in flight when it returns; the others are copied, but for batches that miss a few."""
         made = self._open()
         if made is None or not made[1].is_answered:
@@ -104,7 +109,6 @@ class AutoEngine(Engine):
         if residency.is_whole:
             gather.read(batch, out, threads, items)
             return DONE
-        flights = _Flights()
         is_large = items is None and batch.rows.size > _MOST_AT_ONCE
         if is_large and gather.begins_resident(batch, residency.pages):
             missing, resident = gather.copy_resident(batch, out, residency.pages, threads)
@@ -246,9 +250,14 @@ class AutoEngine(Engine):
 
 
 class _Flights:
-    """Reads under way together. Whatever fails, each is finished once, and the first error is raised."""
+    """Reads under way together. Whatever fails, each is finished once, and the first error is raised.
 
-    def __init__(self) -> None:
+    Where its caller waits for them anyway, a whole batch that one engine reads is read at once, since engines have
+    shorter ways for that than to begin and to finish.
+    """
+
+    def __init__(self, *, is_waited_for: bool = False) -> None:
+        self._is_waited_for = is_waited_for
         self._under_way: list[Pending] = []
         self.landed: Callable[[], object] | None = None
 
@@ -256,7 +265,9 @@ class _Flights:
         self, engine: Engine, batch: Batch, out: NDArray[np.uint8], threads: int | None, items: Items | None
     ) -> None:
         """Begin one more."""
-        if items is None or items.size:
+        if items is None and self._is_waited_for:
+            self.attempt(lambda: engine.read(batch, out, threads))
+        elif items is None or items.size:
             self.attempt(lambda: self._under_way.append(engine.begin(batch, out, threads, items)))
 
     def attempt(self, function: Callable[[], object]) -> None:

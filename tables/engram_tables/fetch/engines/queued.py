@@ -35,7 +35,7 @@ from engram_tables.fetch.engines.queue_kernels import (
 )
 from engram_tables.fetch.engines.queue_memory import Bundled, Slots
 from engram_tables.fetch.engines.reading import Behind
-from engram_tables.fetch.kernels import MISFIT
+from engram_tables.fetch.kernels import DONE, MISFIT
 from engram_tables.fetch.placement import Batch, Placements
 from engram_tables.storage.row_files import RowFiles
 from engram_tables.threads import resolve_threads, run_slices
@@ -165,7 +165,20 @@ class QueueEngine(Engine):
         """The compiled loop; see `queue_kernels.drive_ring`."""
 
     def _read(self, batch: Batch, out: NDArray[np.uint8], threads: int | None, items: Items | None) -> None:
-        self._read_all(self._plan(batch, items), out, threads)
+        if items is not None or not self._read_short(batch, out):
+            self._read_all(self._plan(batch, items), out, threads)
+
+    def _read_short(self, batch: Batch, out: NDArray[np.uint8]) -> bool:
+        """Read a plain batch the short way, for those who come past `Table.fetch`; False where it is declined."""
+        short = self.warm
+        if short is None or type(batch) is not Batch or batch.rows.size > SHORT_ROWS:
+            return False
+        if batch.n_layers == 1:
+            return short.fetch_rows(batch.first_layer, batch.rows, out) == DONE
+        if batch.n_layers != len(self.stored.layer_ids):
+            return False
+        rows = batch.rows.reshape(-1, batch.n_layers, batch.n_columns)
+        return short.fetch_tokens(rows, out.reshape(*rows.shape, -1)) == DONE
 
     def _begin(self, batch: Batch, out: NDArray[np.uint8], threads: int | None, items: Items | None) -> Pending:
         """What fits into one queue is asked for here and now; more than that is read by a thread of the pool."""

@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engram_tables.address.recipes import DeepSeekRecipe
 from engram_tables.errors import BackendUnavailable, InvalidInput
+from engram_tables.fetch.engines.engine import Engine
+from engram_tables.fetch.kernels import DONE as WARM_DONE
 from engram_tables.fetch.placement import Batch, Placements
 from engram_tables.fetch.table import open_table
 from engram_tables.measure.ceilings import direct_reads, memory_ceilings
@@ -209,17 +212,24 @@ def _bursts(path: Path, name: str, repeats: int, sizes: Sequence[int] = _BURSTS)
         rng = np.random.default_rng()
         out = np.full((max(sizes), PAGE_BYTES), 1, np.uint8)
         with closing(engine_at_depth(name, files, Placements(files), _DEPTH)) as engine:
-            for _ in range(repeats):
+            # What the first calls compile is thrown away.
+            for turn in range(-1, repeats):
                 for size in sizes:
                     rows = rng.permutation(np.unique(rng.integers(0, files.n_blocks, size)))
-                    batch = Batch(rows=rows, n_columns=rows.size, first_layer=0, n_layers=1)
                     time.sleep(_REST_S)
                     start = time.perf_counter_ns()
-                    engine.read(batch, out[: rows.size])
-                    taken[size].append(time.perf_counter_ns() - start)
+                    _read(engine, rows, out[: rows.size])
+                    if turn >= 0:
+                        taken[size].append(time.perf_counter_ns() - start)
     finally:
         os.close(fd)
     return [
         {"n_reads": size, "median_us": float(np.median(samples)) / 1e3, "samples_ns": samples}
         for size, samples in taken.items()
     ]
+
+
+def _read(engine: Engine, rows: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+    """The short way where the engine has one that takes them, as `Table.fetch_rows` goes."""
+    if engine.warm is None or engine.warm.fetch_rows(0, rows, out) != WARM_DONE:
+        engine.read(Batch(rows=rows, n_columns=rows.size, first_layer=0, n_layers=1), out)

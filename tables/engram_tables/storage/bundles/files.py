@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
-import stat
 from functools import cached_property
 from pathlib import Path
 from typing import Self
@@ -16,7 +15,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_tables.errors import CorruptTable, IncompleteTable, NotATable, TableError, UnsupportedTable
+from engram_tables.errors import CorruptTable, IncompleteTable, NotATable
 from engram_tables.storage.bundles.bundle_manifest import (
     INDEX_NAME,
     MANIFEST_NAME,
@@ -25,9 +24,8 @@ from engram_tables.storage.bundles.bundle_manifest import (
     BundleManifest,
 )
 from engram_tables.storage.row_files import RowFile
+from engram_tables.storage.sealed_files import open_below, open_sealed
 
-_MAX_MANIFEST_BYTES = 2**30
-_OPEN_ATTEMPTS = 3
 _COPY_AGAIN = "copy the bundles again, or build them again"
 
 
@@ -70,39 +68,15 @@ class BundleDirectory:
         self._fds: list[int] = []
         self.files: dict[str, RowFile] = {}
         try:
-            for attempt in range(_OPEN_ATTEMPTS):
-                if self._try_to_open(is_last=attempt == _OPEN_ATTEMPTS - 1):
-                    return
+            open_sealed(self.path, self._open, self.close, expected="a directory of bundles")
         except OSError as error:
             error.add_note(f"while opening the bundles {self.path}")
             raise
 
-    def _try_to_open(self, *, is_last: bool) -> bool:
-        """Open everything; False if the directory was exchanged in the meantime, and it is not the last attempt."""
-        try:
-            root = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except (FileNotFoundError, NotADirectoryError):
-            raise NotATable(
-                f"{self.path}: found no directory there, expected one of bundles; mend the path", path=str(self.path)
-            ) from None
-        try:
-            self._open(root)
-        except TableError:
-            self.close()
-            if is_last or not _was_exchanged(root, self.path):
-                raise
-            return False
-        except BaseException:
-            self.close()
-            raise
-        finally:
-            os.close(root)
-        return True
-
     def _open(self, root: int) -> None:
         self.files = {}
         try:
-            fd = self._open_file(root, MANIFEST_NAME, None)
+            fd = open_below(self.path, root, MANIFEST_NAME, None, mend=_COPY_AGAIN)
         except FileNotFoundError:
             raise NotATable(
                 f"{self.path}: found no {MANIFEST_NAME}, which all bundles have; give a directory of bundles, or build "
@@ -110,11 +84,11 @@ class BundleDirectory:
                 path=str(self.path),
             ) from None
         with os.fdopen(fd, "rb") as file:
-            data = file.read(_MAX_MANIFEST_BYTES + 1)
+            data = file.read()
         self.manifest = BundleManifest.from_bytes(data, path=str(self.path / MANIFEST_NAME))
         for entry in self.manifest.files:
             try:
-                fd = self._open_file(root, entry.path, entry.file_bytes)
+                fd = open_below(self.path, root, entry.path, entry.file_bytes, mend=_COPY_AGAIN)
             except FileNotFoundError:
                 raise IncompleteTable(
                     f"{self.path / entry.path}: found no such file, expected {entry.file_bytes} bytes; {_COPY_AGAIN}",
@@ -133,42 +107,6 @@ class BundleDirectory:
                 f"manifest says; {_COPY_AGAIN}",
                 path=str(self.path),
             )
-
-    def _open_file(self, root: int, name: str, file_bytes: int | None) -> int:
-        """Open `name` below `root` without following a link, and hold it to its length."""
-        where = self.path / name
-        directory, _, base = name.rpartition("/")
-        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        try:
-            parent = os.open(directory, flags | os.O_DIRECTORY, dir_fd=root) if directory else os.dup(root)
-            try:
-                fd = os.open(base, flags, dir_fd=parent)
-            finally:
-                os.close(parent)
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            if where.is_symlink() or (directory and where.parent.is_symlink()):
-                raise UnsupportedTable(
-                    f"{where}: found a symbolic link ({error.strerror}), expected files inside the directory; replace "
-                    "the link by the file",
-                    path=str(self.path),
-                ) from None
-            if isinstance(error, NotADirectoryError):
-                raise IncompleteTable(
-                    f"{where.parent}: found a file, expected a directory; {_COPY_AGAIN}", path=str(self.path)
-                ) from None
-            raise
-        status, path = os.fstat(fd), str(self.path)
-        found = status.st_size
-        if not stat.S_ISREG(status.st_mode):
-            os.close(fd)
-            raise UnsupportedTable(f"{where}: found no regular file, expected one; {_COPY_AGAIN}", path=path)
-        if file_bytes is not None and found != file_bytes:
-            os.close(fd)
-            kind = IncompleteTable if found < file_bytes else CorruptTable
-            raise kind(f"{where}: found {found} bytes, expected {file_bytes}; {_COPY_AGAIN}", path=path)
-        return fd
 
     @cached_property
     def slots(self) -> NDArray[np.uint64]:
@@ -210,11 +148,3 @@ class BundleDirectory:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _was_exchanged(root: int, path: Path) -> bool:
-    """Whether `path` now names another directory than the one held open as `root`."""
-    try:
-        return not os.path.samestat(os.fstat(root), path.stat())
-    except OSError:
-        return False

@@ -10,20 +10,13 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from engram_tables.errors import (
-    CorruptTable,
-    IncompleteTable,
-    InvalidInput,
-    NotATable,
-    TableError,
-    UnsupportedTable,
-)
+from engram_tables.errors import CorruptTable, IncompleteTable, InvalidInput, NotATable
 from engram_tables.storage.extents import Extent
 from engram_tables.storage.row_files import RowFile, RowFiles
+from engram_tables.storage.sealed_files import open_below, open_sealed
 from engram_tables.storage.table.layout import MANIFEST_NAME, VOCABULARY_NAME, Layout
 from engram_tables.storage.table.manifest import Manifest, VocabularyRecord
 from engram_tables.storage.table.ranks import refuse_ranks
@@ -32,8 +25,7 @@ from engram_tables.storage.table.shards import ShardRecord, shard_header
 if TYPE_CHECKING:
     from engram_tables.address.vocabulary import Vocabulary
 
-_MAX_MANIFEST_BYTES = 2**30
-_OPEN_ATTEMPTS = 3
+_COPY_AGAIN = "copy it or build the table again"
 
 
 class StoredTable(RowFiles):
@@ -67,29 +59,10 @@ class StoredTable(RowFiles):
         self._fds: list[int] = []
         self._vocabulary_fd = -1
         try:
-            for attempt in range(_OPEN_ATTEMPTS):
-                if self._try_to_open(is_last=attempt == _OPEN_ATTEMPTS - 1):
-                    return
+            open_sealed(self.path, self._open, self._close_files, expected="the directory of a table")
         except OSError as error:
             error.add_note(f"while opening the table {self.path}")
             raise
-
-    def _try_to_open(self, *, is_last: bool) -> bool:
-        """Open everything; False if the directory was exchanged in the meantime, and it is not the last attempt."""
-        root = _open_root(self.path)
-        try:
-            self._open(root)
-        except TableError:
-            self._close_files()
-            if is_last or not _was_exchanged(root, self.path):
-                raise
-            return False
-        except BaseException:
-            self._close_files()
-            raise
-        finally:
-            os.close(root)
-        return True
 
     def _open(self, root: int) -> None:
         manifest_path = str(self.path / MANIFEST_NAME)
@@ -195,15 +168,8 @@ class StoredTable(RowFiles):
 
     def _open_file(self, root: int, name: str, file_bytes: int | None) -> int:
         """Open `name` below `root` without following a link, and hold it to its length before any use."""
-        where = self.path / name
-        directory, _, base = name.rpartition("/")
-        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
-            parent = os.open(directory, flags | os.O_DIRECTORY, dir_fd=root) if directory else os.dup(root)
-            try:
-                fd = os.open(base, flags, dir_fd=parent)
-            finally:
-                os.close(parent)
+            return open_below(self.path, root, name, file_bytes, mend=_COPY_AGAIN)
         except FileNotFoundError:
             if name == MANIFEST_NAME:
                 self._refuse_ranks()
@@ -213,59 +179,12 @@ class StoredTable(RowFiles):
                     path=str(self.path),
                 ) from None
             raise IncompleteTable(
-                f"{where}: found no such file, expected {file_bytes} bytes; copy it or build the table again",
+                f"{self.path / name}: found no such file, expected {file_bytes} bytes; {_COPY_AGAIN}",
                 path=str(self.path),
             ) from None
-        except OSError as error:
-            if not any(part.is_symlink() for part in (where.parent, where)):
-                raise
-            raise UnsupportedTable(
-                f"{where}: found a symbolic link ({error.strerror}), expected files inside the table; "
-                "replace the link by the file",
-                path=str(self.path),
-            ) from None
-        try:
-            self._check_length(os.fstat(fd), where, file_bytes)
-        except BaseException:
-            os.close(fd)
-            raise
-        return fd
-
-    def _check_length(self, status: os.stat_result, where: Path, file_bytes: int | None) -> None:
-        path = str(self.path)
-        if not stat.S_ISREG(status.st_mode):
-            raise UnsupportedTable(f"{where}: found no regular file, expected one; replace it by the file", path=path)
-        if file_bytes is None:
-            if status.st_size > _MAX_MANIFEST_BYTES:
-                raise NotATable(
-                    f"{where}: found {status.st_size} bytes, expected {_MAX_MANIFEST_BYTES} at most; "
-                    "give the directory of a table",
-                    path=path,
-                )
-        elif status.st_size < file_bytes:
-            raise IncompleteTable(
-                f"{where}: found {status.st_size} bytes, expected {file_bytes}; the file is cut short: "
-                "copy it or build the table again",
-                path=path,
-            )
-        elif status.st_size > file_bytes:
-            raise self._corrupt(where.relative_to(self.path), f"found {status.st_size} bytes, expected {file_bytes}")
 
     def _corrupt(self, name: str | Path, what: str) -> CorruptTable:
-        return CorruptTable(f"{self.path / name}: {what}; copy it or build the table again", path=str(self.path))
-
-
-def _open_root(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise NotATable(
-            f"{path}: found nothing there, expected the directory of a table; mend the path", path=str(path)
-        ) from None
-    except NotADirectoryError:
-        raise NotATable(
-            f"{path}: found a file, expected the directory of a table; mend the path", path=str(path)
-        ) from None
+        return CorruptTable(f"{self.path / name}: {what}; {_COPY_AGAIN}", path=str(self.path))
 
 
 def _read_at(fd: int, n_bytes: int) -> bytes:
@@ -274,11 +193,3 @@ def _read_at(fd: int, n_bytes: int) -> bytes:
     while len(data) < n_bytes and (more := os.pread(fd, n_bytes - len(data), len(data))):
         data += more
     return data
-
-
-def _was_exchanged(root: int, path: Path) -> bool:
-    """Whether `path` now names another directory than the one held open as `root`."""
-    try:
-        return not os.path.samestat(os.fstat(root), path.stat())
-    except OSError:
-        return False
