@@ -26,7 +26,7 @@ from engram_tables.errors import (
     UnsupportedTable,
 )
 from engram_tables.fetch.bundles import BundledTable
-from engram_tables.storage.bundles import files as files_module
+from engram_tables.storage import sealed_files
 from engram_tables.storage.bundles.bundle_manifest import MANIFEST_NAME, BundleManifest
 from engram_tables.storage.bundles.checking import BundleCheck
 from engram_tables.storage.bundles.choosing import Chosen, choose, entry_bytes
@@ -201,7 +201,7 @@ def test_bundles_exchanged_while_they_are_opened(made: Made, copy: Path, monkeyp
     with BundleDirectory(copy) as bundles:
         assert bundles.manifest.budget_bytes == 2_000
         assert sorted(bundles.files) == sorted(file.path for file in bundles.manifest.files)
-    n_left = files_module._OPEN_ATTEMPTS
+    n_left = sealed_files._OPEN_ATTEMPTS
     with pytest.raises(IncompleteTable, match="no such file"):
         BundleDirectory(copy)
     assert n_left == 0
