@@ -80,6 +80,7 @@ def test_the_record_and_the_table_of_a_real_run(table: Path, tmp_path: Path, mon
         assert slack["steps_rejected"] == 0
 
 
+@pytest.mark.slow
 def test_the_human_form(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(overlap_module._DEFAULTS, "host", SMALL)
     shown = _run("bench-offload", table, "--overlap", "--model", "deepseek-v4.1-flash", "--engine", "pread")

@@ -35,6 +35,7 @@ def specs(draw: st.DrawFn) -> AddressSpec:
     )
 
 
+@pytest.mark.slow
 @given(data=st.data(), spec=specs(), seed=st.integers(0, 9))
 @settings(max_examples=25, deadline=None)
 def test_rows_are_the_tables_whatever_keys_say(

@@ -110,6 +110,7 @@ def _engine(table: Table, name: str) -> Any:
 
 @given(geometry=geometries(), seed=st.integers(0, 2**32), n_tokens=st.sampled_from([1, 2, 31, 257]))
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", [*NAMES, MEMORY])
 def test_records_in_any_geometry(
     engine: str, tmp_path_factory: pytest.TempPathFactory, geometry: dict[str, Any], seed: int, n_tokens: int

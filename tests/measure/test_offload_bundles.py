@@ -85,6 +85,7 @@ def test_with_and_without_stand_beside_each_other(made: Made) -> None:
     assert sum(each["n_ngrams"] for each in described["orders"]) > 0
 
 
+@pytest.mark.slow
 def test_another_directory_and_none(made: Made) -> None:
     record = bench_offload(made.path, corpus=[made.text], plan=replace(QUICK, tokens=(1,), bundles=made.elsewhere))
     assert record["table"]["bundles"]["path"] == record["plan"]["bundles"] == str(made.elsewhere)
@@ -145,6 +146,7 @@ def test_every_key_is_documented(made: Made) -> None:
     assert [key for key in sorted(keys) if f"`{key}`" not in part] == []
 
 
+@pytest.mark.slow
 def test_the_command(made: Made) -> None:
     quickly = [
         "bench-offload", str(made.path), "--corpus", str(made.text), "--tokens", "1", "--repeats", "1",

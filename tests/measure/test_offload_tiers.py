@@ -170,6 +170,7 @@ def test_tiers_one_behind_the_other(table_path: Path) -> None:
     assert point["held_bytes"] == near["held_bytes"] + far["held_bytes"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", [State.COLD, State.AS_IS])
 def test_the_other_states(table_path: Path, state: State) -> None:
     record = bench_offload(table_path, plan=replace(QUICK, state=state, engine=None, streams=(1, 2)))
@@ -223,6 +224,7 @@ def test_a_memory_that_is_refused_is_left_out(table_path: Path, monkeypatch: pyt
     assert {point["tier"] for point in found["points"]} == {None, "8 MiB"}
 
 
+@pytest.mark.slow
 def test_a_device_with_memory_in_front(table_path: Path, tmp_path: Path) -> None:
     hot = _hot_list(tmp_path / "hot.parquet")
     plan = replace(QUICK, to=Target.GPU, sources=(Source.DRAM,), tiers=(WHOLE,), gpu_caches=(8 << 20, 64 << 10))
@@ -310,6 +312,7 @@ def test_every_key_of_a_tier_is_documented(table_path: Path) -> None:
     assert [key for key in sorted(keys) if f"`{key}`" not in part] == []
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = text_table(tmp_path)
     (tmp_path / "text.txt").write_text(" ".join(f"word{k % 7}" for k in range(2000)))

@@ -17,6 +17,7 @@ GARBAGE = ("", "garbage\n", "\u00b2\n", "9" * 5000, "a: b c\nd e f: g\n", "cpu  
 NO_LIMIT_WITHOUT = ("memory.max", "cpu.max", "cpu.cfs_quota_us")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tree", ["vm", "container", "server"])
 def test_what_cannot_be_read_is_neither_an_alarm_nor_fine(tree: str, tmp_path: Path) -> None:
     files = json.loads((TREES / f"{tree}.json").read_text(encoding="utf-8"))["files"]

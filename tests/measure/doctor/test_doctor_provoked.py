@@ -35,6 +35,7 @@ def _run(directory: Path) -> str:
     return ended.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_the_doctor_is_right(scenario: str, found: dict[str, tuple[int, str]]) -> None:
     status, said = found[scenario]
