@@ -159,3 +159,24 @@ def test_records_in_several_parts_have_none(tmp_path: Path) -> None:
         engine = usable(UringEngine, table)
         assert engine.warm is None
         engine.close()
+
+
+@ENGINES
+def test_a_small_batch_that_comes_past_the_table_goes_the_short_way(
+    engine_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `auto` has it read where nothing is in memory; parts of a batch go the long way."""
+    rows = np.random.default_rng(0).integers(0, 333, (5, 2, 3))
+    with make_table(tmp_path, n_rows=(500, 333), n_columns=3) as table:
+        engine = usable(engine_of, table)
+        n_long = []
+        read_all = engine._read_all
+        monkeypatch.setattr(engine, "_read_all", lambda *asked: (n_long.append(1), read_all(*asked)))
+        batch = table.places.check(rows, n_columns=3, first_layer=0, n_layers=2)
+        out = np.zeros((rows.size, table.row_bytes), np.uint8)
+        engine.read(batch, out)
+        assert not n_long
+        assert np.array_equal(out.reshape(*rows.shape, -1), read_batch(table.stored, rows))
+        engine.read(batch, out, items=np.arange(3))
+        assert n_long
+        engine.close()
