@@ -8,12 +8,16 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_tables.errors import BackendUnavailable
+from engram_tables.errors import BackendUnavailable, InvalidInput
 from engram_tables.fetch.engines.copying import GatherEngine
 from engram_tables.fetch.engines.engine import DONE, Engine, Items, Pending
 from engram_tables.fetch.engines.ladder import Rung, first_usable
+from engram_tables.fetch.engines.queue_kernels import STALE
+from engram_tables.fetch.engines.queued import SHORT_ROWS, ShortReads
 from engram_tables.fetch.engines.residency import Residency
 from engram_tables.fetch.engines.residency_kernels import AGAIN, MISSING, WAITING
+from engram_tables.fetch.kernels import CLOSED
+from engram_tables.fetch.kernels import DONE as READ
 from engram_tables.fetch.placement import Batch
 from engram_tables.fetch.warm import WarmPath
 from engram_tables.storage.row_files import RowFiles
@@ -65,7 +69,6 @@ class AutoEngine(Engine):
     """
 
     name = "auto"
-    warm: WarmPath | None = None
 
     def __init__(self, table: RowFiles, engine_of: Callable[[str], Engine]) -> None:
         super().__init__(table)
@@ -78,8 +81,11 @@ class AutoEngine(Engine):
         self.rungs: tuple[Rung, ...] = ()
         self._is_unmapped = False
         self._missing_engine: str | None = None
+        self._warm_path: WarmPath | None = None
+        self._first_misses: FirstMisses | None = None
         self._rows_until_check = 0
         self._missed_until_check = 0
+        self._n_first_misses = 0
         self._n_checks = 0
         self._n_contradicted = 0
 
@@ -135,6 +141,8 @@ class AutoEngine(Engine):
             kinds[kinds == AGAIN], n_again = MISSING, 0
         if n_missing == kinds.size and not n_again:
             self._read_missing(flights, batch, out, threads, items, _NONE)
+            if items is None and type(batch) is Batch and n_missing <= SHORT_ROWS:
+                self._expect_first_misses(residency)
             return _NONE
         if n_missing <= _FEW_MISSING and 3 * n_missing <= 2 * kinds.size:
             residency.fetch_pages(addresses, kinds)
@@ -164,8 +172,43 @@ class AutoEngine(Engine):
             made = self._made.setdefault(self.name, (gather, residency))
             self.residency = made[1]
             if residency.is_answered:
-                self.warm = gather.warm_path(made[1].pages, made[1].whole, rows_a_check=ROWS_A_CHECK)
+                self._warm_path = gather.warm_path(made[1].pages, made[1].whole, rows_a_check=ROWS_A_CHECK)
+                self.warm = self._warm_path
         return made
+
+    def _expect_first_misses(self, residency: Residency) -> None:
+        """The next small batch is tried as one of which nothing is in memory, as this one; and so on until one is
+        not."""
+        short = self._engine_for_missing().warm
+        if self._first_misses is None and isinstance(short, ShortReads) and self._warm_path is not None:
+            first = short.of_first_misses(*residency.maps)
+            self._first_misses = None if first is None else FirstMisses(self, first)
+        if self._first_misses is not None and residency.is_known:
+            self.warm = self._first_misses
+
+    def expect_anything(self) -> None:
+        """The next small batch is tried as one that is in memory."""
+        self.warm = self._warm_path
+
+    def count_first_misses(self, n_rows: int) -> None:
+        """So many rows were read by `FirstMisses`."""
+        self._n_first_misses += n_rows
+        if self._n_first_misses < _MISSED_A_CHECK:
+            return
+        n_rows, self._n_first_misses = self._n_first_misses, 0
+        _, residency = self._made[self.name]
+        residency.count_missed(n_rows)
+        residency.count(n_rows, self._leases)
+
+    def look_up_misses(self, batch: Batch) -> None:
+        """A record of this batch was believed out of memory and is in it: look the others up too, and ask for a
+        refresh."""
+        self.expect_anything()
+        _, residency = self._made[self.name]
+        # Closed meanwhile: nobody will ask.
+        with contextlib.suppress(InvalidInput), self._leases:
+            residency.look_up(batch)
+            residency.ask()
 
     def _check(self, batch: Batch, items: Items | None, residency: Residency) -> None:
         """Hold the map against the system: every row while nothing else is known, then one now and again."""
@@ -190,7 +233,8 @@ class AutoEngine(Engine):
     def _warm_contradictions(self) -> int:
         """How often, since it was last asked, the compiled path for small batches met a record that is not where the
         map says."""
-        before, self._n_contradicted = self._n_contradicted, self.warm.n_contradicted if self.warm is not None else 0
+        before, warm = self._n_contradicted, self._warm_path
+        self._n_contradicted = 0 if warm is None else warm.n_contradicted
         return max(0, self._n_contradicted - before)
 
     def _is_outdated(
@@ -234,7 +278,7 @@ class AutoEngine(Engine):
         super().close()
 
     def _release(self) -> None:
-        self.warm = None
+        self.warm = self._warm_path = self._first_misses = None
 
     def _engine_for_missing(self) -> Engine:
         if self._missing_engine is None:
@@ -247,6 +291,41 @@ class AutoEngine(Engine):
                 )
             self.rungs, self._missing_engine = rungs, rungs[-1].engine
         return self._engine_of(self._missing_engine)
+
+
+class FirstMisses:
+    """The short way to small batches of which nothing is in memory and nothing was missed before, as the maps have it:
+    one compiled call, which looks at the maps and reads. `AutoEngine` has it in place of that to resident ones while
+    such batches come. Whatever it declines puts the other one back, and goes the long way.
+    """
+
+    def __init__(self, auto: AutoEngine, short: ShortReads) -> None:
+        self._auto, self._short = auto, short
+
+    def fetch_tokens(self, rows: NDArray[np.int64], out: NDArray[np.uint8]) -> int:
+        """As `ShortReads.fetch_tokens`."""
+        if self._auto.warm is None:
+            return CLOSED
+        answer = self._short.fetch_tokens(rows, out)
+        if answer == STALE:
+            self._auto.look_up_misses(Batch(rows.reshape(-1), rows.shape[2], 0, rows.shape[1]))
+        return self._ended(answer, rows.size)
+
+    def fetch_rows(self, layer: int, rows: NDArray[np.int64], out: NDArray[np.uint8]) -> int:
+        """As `ShortReads.fetch_rows`."""
+        if self._auto.warm is None:
+            return CLOSED
+        answer = self._short.fetch_rows(layer, rows, out)
+        if answer == STALE:
+            self._auto.look_up_misses(Batch(rows, rows.size, layer, 1))
+        return self._ended(answer, rows.size)
+
+    def _ended(self, answer: int, n_rows: int) -> int:
+        if answer not in (READ, STALE):
+            self._auto.expect_anything()
+            return answer
+        self._auto.count_first_misses(n_rows)
+        return READ
 
 
 class _Flights:

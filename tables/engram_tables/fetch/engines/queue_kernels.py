@@ -15,13 +15,14 @@ from __future__ import annotations
 import platform
 import sys
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numba import njit, types
-from numpy.typing import NDArray
 
+from engram_tables.fetch.engines.queue_memory import Work as Work
 from engram_tables.fetch.engines.queue_memory import load_acquire, store_release
+from engram_tables.fetch.engines.residency_kernels import are_first_misses, note_first_misses
 from engram_tables.fetch.kernels import CLOSED, DONE, LARGE, MISFIT, OUTSIDE, SHUT
 from engram_tables.memory import add_in_order, claim, copy_bytes, load_int32
 
@@ -41,9 +42,16 @@ N_STATES = 10
 
 FAILED = 100
 """What a short fetch answers, beside those of `fetch.kernels`: a read failed, and bytes may have been written."""
-# Words of a short fetch's plan, int64: these, then `Placements.extent_words` of the spots, then each file's spot.
+NOT_FIRST, STALE = 101, 102
+"""Where it looks at maps of pages: one is in memory or was missed before, and nothing has happened; or all is done, and
+one that was believed out of memory is in it."""
+# Words of a short fetch's plan, int64: these, then `Placements.extent_words` of the spots, each file's spot, and the
+# number of each file's first page in the maps.
 GATE, MOST_ROWS, N_LAYERS, N_COLUMNS, N_EXTENTS, CELL_ROWS, CELL_BYTES, ROW_BYTES, UNIT, LIMIT_BYTES = range(10)
-PLAN_HEAD = 10
+N_FILES, PAGES, MISSED, MAP_BYTES, PAGE_SHIFT, REGION_START = range(10, 16)
+"""PAGES and MISSED are addresses of maps with a bit for each page, as `residency_kernels` has them: what is in memory,
+and what was missed. PAGES is 0 where none is to be looked at."""
+PLAN_HEAD = 16
 
 MOST_TRIES = 1000
 _PAGE = np.uint64(4096)
@@ -61,25 +69,6 @@ _external: Any = types.ExternalFunction
 _i64 = types.int64
 _syscall = _external("syscall", _i64(_i64, _i64, _i64, _i64, _i64, _i64, _i64))
 _errno_address = _external("__errno_location" if sys.platform.startswith("linux") else "__error", types.uint64())
-
-
-class Work(NamedTuple):
-    """A batch's reads and where their records go; the first five as `group_reads` has them."""
-
-    starts: NDArray[np.int64]
-    windows: NDArray[np.int64]
-    spots: NDArray[np.uint64]
-    order: NDArray[np.int64]
-    n_reads: int
-    n_records: int
-    row_bytes: int
-    unit: int
-    part_starts: NDArray[np.uint64]
-    part_bytes: NDArray[np.uint64]
-    output: np.uint64
-    """Address of record 0"""
-    counter: NDArray[np.int64]
-    """(1,): the next read that no thread has taken"""
 
 
 # Reads of a batch.
@@ -502,7 +491,8 @@ def _work(plan: Any, spots: Any, output: Any) -> Any:
     order, starts = np.empty(n_items, np.int64), np.empty(n_items + 1, np.int64)
     windows = np.empty((n_items, 3), np.int64)
     part_starts, part_bytes = np.zeros(1, np.uint64), np.full(1, np.uint64(plan[ROW_BYTES]))
-    file_spots = plan[PLAN_HEAD + 4 * plan[N_LAYERS] + 3 * plan[N_EXTENTS] :].view(np.uint64)
+    first_file = PLAN_HEAD + 4 * plan[N_LAYERS] + 3 * plan[N_EXTENTS]
+    file_spots = plan[first_file : first_file + plan[N_FILES]].view(np.uint64)
     _sort(spots, order)
     n_reads = group_reads(
         spots, order, n_items, part_bytes, file_spots, plan[UNIT], plan[LIMIT_BYTES], starts, windows
@@ -511,6 +501,14 @@ def _work(plan: Any, spots: Any, output: Any) -> Any:
         starts, windows, spots, order, n_reads, n_items, plan[ROW_BYTES], plan[UNIT], part_starts,
         part_bytes, output, np.zeros(1, np.int64),
     )  # fmt: skip
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _in_maps(plan: Any, work: Any) -> Any:
+    """What `are_first_misses` takes."""
+    first = PLAN_HEAD + 4 * plan[N_LAYERS] + 3 * plan[N_EXTENTS] + plan[N_FILES]
+    maps = np.uint64(plan[PAGES]), np.uint64(plan[MISSED]), plan[MAP_BYTES], np.uint64(plan[REGION_START])
+    return maps, plan[first:], plan[PAGE_SHIFT], work.windows, work.n_reads
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -581,15 +579,22 @@ def short_kernel(n_dims: int, drives_ring: bool, queue_types: Any, bundled_type:
         if has_keys:
             n_found = find_bundles(flat, keys.reshape(keys.size), bundled, plan[ROW_BYTES], spots)
         work = _work(plan, spots, np.uint64(out.ctypes.data))
+        if not has_keys and plan[PAGES] != 0 and not are_first_misses(*_in_maps(plan, work)):
+            add_in_order(np.uint64(plan[GATE]), np.int64(-1))
+            return NOT_FIRST
         if drives_ring:
             drive_ring(view, work, slots, state, at_once, True)
         else:
             drive_context(view, work, slots, state, at_once, True)
+        # What failed is read again by whoever goes the long way, which is no second miss.
+        is_stale = False
+        if not has_keys and plan[PAGES] != 0 and state[CODE] == 0:
+            is_stale = note_first_misses(*_in_maps(plan, work))
         if has_keys and state[CODE] == 0:
             counts = np.uint64(bundled.counts.ctypes.data)
             add_in_order(counts, np.int64(keys.size // (bundled.slots.shape[1] - 1)))
             add_in_order(counts + np.uint64(8), n_found)
         add_in_order(np.uint64(plan[GATE]), np.int64(-1))
-        return DONE if state[CODE] == 0 else FAILED
+        return FAILED if state[CODE] != 0 else STALE if is_stale else DONE
 
     return fetch

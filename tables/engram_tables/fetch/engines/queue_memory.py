@@ -12,6 +12,25 @@ from numpy.typing import NDArray
 from engram_tables.memory import intrinsic
 
 
+class Work(NamedTuple):
+    """A batch's reads and where their records go; the first five as `queue_kernels.group_reads` has them."""
+
+    starts: NDArray[np.int64]
+    windows: NDArray[np.int64]
+    spots: NDArray[np.uint64]
+    order: NDArray[np.int64]
+    n_reads: int
+    n_records: int
+    row_bytes: int
+    unit: int
+    part_starts: NDArray[np.uint64]
+    part_bytes: NDArray[np.uint64]
+    output: np.uint64
+    """Address of record 0"""
+    counter: NDArray[np.int64]
+    """(1,): the next read that no thread has taken"""
+
+
 class Slots(NamedTuple):
     """Where reads in flight put their bytes; slot k is `slot_bytes` from `address + k * slot_bytes`."""
 

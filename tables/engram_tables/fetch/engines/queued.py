@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import mmap
 import os
 import weakref
@@ -326,6 +327,7 @@ class ShortReads:
             (queue_kernels.ROW_BYTES, part.n_bytes),
             (queue_kernels.UNIT, files.unit),
             (queue_kernels.LIMIT_BYTES, engine.limit_bytes),
+            (queue_kernels.N_FILES, len(files.spots)),
         ):
             head[word] = value
         self.file_spots = files.spots
@@ -339,6 +341,43 @@ class ShortReads:
         self._kernels: dict[tuple[int, bool], Any] = {}
         # The engine holds this one, and is to end with its last user.
         self._engine = weakref.ref(engine)
+        self._maps: tuple[NDArray[np.uint8], ...] = ()
+
+    def of_first_misses(
+        self, pages: NDArray[np.uint8], missed: NDArray[np.uint8], first_pages: NDArray[np.int64], region_start: int
+    ) -> ShortReads | None:
+        """As this one, for batches alone of which no page is in memory, nor was missed before.
+
+        Parameters
+        ----------
+        pages, missed
+            uint8 (n,), maps of pages as in `residency_kernels`, written by others meanwhile as they like. What is read
+            is noted in `missed`.
+        first_pages
+            int64 (files,): the number of each file's first page in these maps.
+        region_start
+            Address at which page 0 is mapped, for asking the system about one page of each batch.
+
+        Returns
+        -------
+        One that answers NOT_FIRST to other batches, and STALE instead of DONE where that page is in memory after all.
+        None where it looks in bundles, whose files the maps do not have.
+        """
+        if self._bundled is not None or len(first_pages) != len(self.file_spots):
+            return None
+        other = copy.copy(self)
+        other._plan = np.concatenate([self._plan, first_pages])
+        for word, value in (
+            (queue_kernels.PAGES, pages.ctypes.data),
+            (queue_kernels.MISSED, missed.ctypes.data),
+            (queue_kernels.MAP_BYTES, pages.size),
+            (queue_kernels.REGION_START, region_start),
+            (queue_kernels.PAGE_SHIFT, mmap.PAGESIZE.bit_length() - 1),
+        ):
+            other._plan[word] = value
+        # The plan names them by their addresses.
+        other._maps = pages, missed
+        return other
 
     def look_in(self, bundled: Bundled, key_dtype: np.dtype[Any]) -> None:
         """Let `fetch_keyed` take from these bundles, which lie in files of the engine."""

@@ -50,6 +50,10 @@ class Residency:
     ----------
     pages
         uint8: bit `p & 7` of byte `p >> 3` says that page p of the mapped region is in memory.
+    missed
+        As `pages`: what was read because it was not in memory, and not forgotten since.
+    maps
+        What `ShortReads.of_first_misses` takes.
     is_known
         Whether a refresh has filled the map. Until then only what was looked up is in it.
     is_whole, whole
@@ -70,7 +74,8 @@ class Residency:
             for file, first in zip(stored.files, starts.tolist(), strict=True)
         ]
         self.pages = np.zeros((gather.n_pages + 7) // 8, np.uint8)
-        self._missed = np.zeros_like(self.pages)
+        self.missed = np.zeros_like(self.pages)
+        self.maps = self.pages, self.missed, starts.astype(np.int64), gather.region.start
         self._n_pages = sum(n for _, _, n in self._files)
         self._missed_until_forgotten = self._window = min(self._n_pages, _memory_pages() // 2)
         self._part_bytes = np.array([part.n_bytes for part in stored.parts], np.uint64)
@@ -181,11 +186,15 @@ class Residency:
         half the memory has pages: what comes back later than that would not have stayed.
         """
         kinds = np.empty(addresses.shape[1], np.uint8)
-        n_missing, n_again = part(addresses, self._part_bytes, *self._where, self.pages, self._missed, kinds)
-        self._missed_until_forgotten -= n_missing
+        n_missing, n_again = part(addresses, self._part_bytes, *self._where, self.pages, self.missed, kinds)
+        self.count_missed(int(n_missing))
+        return kinds, int(n_missing), int(n_again)
+
+    def count_missed(self, n_rows: int) -> None:
+        """So many rows have been noted in `missed`."""
+        self._missed_until_forgotten -= n_rows
         if self._missed_until_forgotten < 0:
             self.forget_missed()
-        return kinds, int(n_missing), int(n_again)
 
     def fetch_pages(self, addresses: NDArray[np.uint64], kinds: NDArray[np.uint8]) -> None:
         """Have the system read the pages of the records that are not in memory, as `part` sorted them, without waiting:
@@ -194,7 +203,7 @@ class Residency:
 
     def forget_missed(self) -> None:
         """From now on no page was missed before."""
-        self._missed[:] = 0
+        self.missed[:] = 0
         self._missed_until_forgotten = self._window
 
     def _addresses(self, batch: Batch, items: Items | None) -> NDArray[np.uint64]:

@@ -11,9 +11,10 @@ import sys
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import carray, njit, types  # type: ignore[attr-defined]
 
 from engram_tables.fetch.kernels import locate
+from engram_tables.memory import pointer_to
 
 WAITING, MISSING, AGAIN = 0, 1, 2
 """In memory; out of it; out of it in a page that was missed before."""
@@ -199,6 +200,44 @@ def part(
     if n_missing:
         _remember(addresses, part_bytes, region_start, size, pages, missed)
     return n_missing, n_again
+
+
+@njit(cache=True, nogil=True)
+def are_first_misses(maps: Any, first_pages: Any, page_shift: Any, windows: Any, n_reads: Any) -> Any:
+    """Whether all pages of some reads are believed out of memory and none was missed before.
+
+    `maps` are the addresses of `pages` and `missed`, the bytes of each, and the region's start; `first_pages` int64
+    (files,) has the number of each file's first page. `windows` is that of `queue_kernels.group_reads`, whose reads
+    have the pages of their records and no other. Kernels of other files that call it are compiled anew by a change of
+    their own file alone.
+    """
+    pages = carray(pointer_to(maps[0]), (maps[2],), np.uint8)
+    missed = carray(pointer_to(maps[1]), (maps[2],), np.uint8)
+    for read in range(n_reads):
+        file, offset, needed_bytes = windows[read]
+        first, start = first_pages[file], offset >> page_shift
+        for page in range(first + start, first + (offset + needed_bytes - 1 >> page_shift) + 1):
+            if _bit(pages, np.uint64(page)) | _bit(missed, np.uint64(page)):
+                return False
+    return True
+
+
+@njit(cache=True, nogil=True)
+def note_first_misses(maps: Any, first_pages: Any, page_shift: Any, windows: Any, n_reads: Any) -> Any:
+    """Set the bits in `missed` of the pages of some reads; whether the first page of one of them is in memory after
+    all. Arguments as in `are_first_misses`."""
+    missed = carray(pointer_to(maps[1]), (maps[2],), np.uint8)
+    for read in range(n_reads):
+        file, offset, needed_bytes = windows[read]
+        first, start = first_pages[file], offset >> page_shift
+        for page in range(first + start, first + (offset + needed_bytes - 1 >> page_shift) + 1):
+            _set_bit(missed, np.uint64(page))
+    # Any one will do, if only it is not always the first.
+    file, offset, _ = windows[(windows[0, 1] >> page_shift) % n_reads]
+    address = maps[3] + np.uint64(first_pages[file] + (offset >> page_shift) << page_shift)
+    found, size = np.zeros(1, np.uint8), np.uint64(1) << np.uint64(page_shift)
+    code = _mincore(address, size, np.uint64(found.ctypes.data))
+    return code == 0 and found[0] & 1 == 1
 
 
 @njit(cache=True, nogil=True)
