@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic as _numba_intrinsic
 from numpy.typing import NDArray
 
@@ -20,6 +21,7 @@ from engram_tables.errors import CapacityError
 
 # Kernels call an intrinsic without its first parameter, which type checkers cannot know.
 intrinsic: Any = _numba_intrinsic
+_unpack_tuple: Any = cgutils.unpack_tuple
 
 CACHE_LINE_BYTES = 64
 HUGE_PAGE_BYTES = 2 << 20
@@ -97,6 +99,20 @@ def claim(typing_context: Any, counter: Any, n_items: Any) -> Any:
 def pointer_to(typing_context: Any, address: Any) -> Any:
     """`address` for `numba.carray`, whose arrays own nothing and cost nothing to make."""
     return types.voidptr(types.uint64), lambda _context, builder, _signature, arguments: _pointer(builder, arguments[0])
+
+
+@intrinsic
+def call_at(typing_context: Any, function: Any, arguments: Any) -> Any:
+    """Call the C function at address `function`, which takes int64 and answers nothing, with a tuple of them."""
+    signature = types.void(types.uint64, arguments)
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        given = _unpack_tuple(builder, values[1], len(signature.args[1]))
+        called = ir.FunctionType(ir.VoidType(), [ir.IntType(64)] * len(given)).as_pointer()
+        builder.call(builder.inttoptr(values[0], called), given)
+        return context.get_dummy_value()
+
+    return signature, generate
 
 
 @intrinsic

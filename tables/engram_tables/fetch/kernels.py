@@ -6,7 +6,7 @@ address.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from engram_tables.memory import (
     add_in_order,
+    call_at,
     copy_bytes,
     load_byte,
     pointer_to,
@@ -43,7 +44,9 @@ GATE, ROWS_A_CHECK, MOST_ROWS, N_LAYERS, N_COLUMNS, N_EXTENTS, IS_WHOLE = 8, 9, 
 CELL_ROWS, CELL_BYTES, PAGES, REGION_START, PAGE_SHIFT, WHOLE = 15, 16, 17, 18, 19, 20
 # Addresses of the objects that are NumPy's array type, its int64 and its uint8.
 ARRAY_TYPE, INT64_TYPE, UINT8_TYPE = 21, 22, 23
-PLAN_HEAD = 24
+# The address of `copy_all` for records of that size.
+ROW_BYTES, COPY_ALL = 24, 25
+PLAN_HEAD = 26
 
 _external: Any = types.ExternalFunction
 _mincore = _external("mincore", types.int32(types.uint64, types.uint64, types.uint64))
@@ -107,7 +110,7 @@ def first_outside(rows: Any, n_columns: Any, n_rows: Any) -> Any:
     return -1
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True, forceinline=True)
 def _find_extent(first_rows: Any, first_extent: Any, n_extents: Any, row: Any) -> Any:
     """The last of these extents that begins at `row` or before it; the first one where none does."""
     extent, n_left = np.int64(first_extent), np.int64(n_extents)
@@ -137,7 +140,7 @@ def first_missing(rows: Any, n_columns: Any, extents: Any, first_rows: Any, stop
     return -1
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True, forceinline=True)
 def _divide(dividend: Any, divisor: Any, reciprocal: Any) -> Any:
     """`dividend // divisor` for 0 <= dividend < 2**53: a rounded product is off by one at most."""
     quotient = np.int64(np.float64(dividend) * reciprocal)
@@ -188,7 +191,7 @@ def _locate(rows: Any, start: Any, stop: Any, n_columns: Any, place: Any, target
 @njit(cache=True, nogil=True)
 def locate(rows: Any, n_columns: Any, place: Any, addresses: Any) -> None:
     """Write the address of every record's part into `addresses`, uint64 (items,); otherwise as `gather_kernel`."""
-    _locate(rows, 0, rows.shape[0], n_columns, place, addresses, 0)
+    _locate(rows, np.int64(0), np.int64(rows.shape[0]), n_columns, place, addresses, np.int64(0))
 
 
 @njit(cache=True, nogil=True)
@@ -201,7 +204,7 @@ def locate_some(rows: Any, start: Any, stop: Any, n_columns: Any, place: Any, ad
 # functions of its own would be compiled anew by every process.
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True, forceinline=True)
 def _ask(address: Any, n_bytes: Any) -> None:
     """Ask for every line of some bytes; of 264 that begin at a multiple of 8 they are five."""
     for line in range((n_bytes + 63) // 64):
@@ -209,7 +212,7 @@ def _ask(address: Any, n_bytes: Any) -> None:
     prefetch(address + np.uint64(n_bytes - 1))
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True, forceinline=True)
 def _move(target: Any, source: Any, n_bytes: Any) -> None:
     """Copy bytes, a constant number. Few are cut into cache lines, which become moves between registers: of 264 at once
     the compiler makes a call, 8 ns of the 12 that the copy took (2026-11)."""
@@ -287,12 +290,12 @@ def shut_gate(gate: Any) -> Any:
     return before % SHUT
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True, forceinline=True)
 def _page_bit(page: Any, pages: Any) -> Any:
     return load_byte(pages + (page >> np.uint64(3))) >> np.uint8(page & np.uint64(7))
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True, forceinline=True)
 def _resident_bit(address: Any, n_bytes: Any, pages: Any, region_start: Any, page_shift: Any) -> Any:
     """1 if the map says so of every page of these bytes, otherwise 0.
 
@@ -355,8 +358,8 @@ def _believed_resident(addresses: Any, n_bytes: Any, plan: Any) -> Any:
     return found != 0
 
 
-@njit(cache=True, nogil=True, inline="always")
-def _open_plan(address: Any, plan: Any, first_layer: Any, n_layers: Any, row_bytes: Any) -> Any:
+@njit(cache=True, nogil=True, forceinline=True)
+def _open_plan(address: Any, plan: Any, first_layer: Any, n_layers: Any) -> Any:
     """The rows that some layers have, int64 (layers,), where they lie, and one more than each extent's last row.
 
     Slices of the plan would be counted as owners of it, half a microsecond in all.
@@ -373,7 +376,7 @@ def _open_plan(address: Any, plan: Any, first_layer: Any, n_layers: Any, row_byt
     first_rows = carray(pointer_to(tail), (n_extents,), np.int64)
     bases = carray(pointer_to(tail + span), (n_extents,), np.uint64)
     stops = carray(pointer_to(tail + np.uint64(2) * span), (n_extents,), np.int64)
-    place = Placement(extents, extent_rows, first_rows, bases, plan[CELL_ROWS], plan[CELL_BYTES], row_bytes)
+    place = Placement(extents, extent_rows, first_rows, bases, plan[CELL_ROWS], plan[CELL_BYTES], plan[ROW_BYTES])
     return limits, place, stops
 
 
@@ -391,13 +394,13 @@ def _check_and_ask(
     if plan[IS_WHOLE] == 0 and first_missing(flat, n_columns, place.extents, place.first_rows, stops) >= 0:
         return OUTSIDE, 0
     n_located = min(PREFETCH_DISTANCE, n_items)
-    _locate(flat, 0, n_located, n_columns, place, addresses, 0)
+    _locate(flat, np.int64(0), n_located, n_columns, place, addresses, np.int64(0))
     for k in range(n_located):
         _ask(addresses[k], n_bytes)
     if plan[PAGES] == 0:
         return DONE, n_located
     if plan[WHOLE] == 0 or load_byte(np.uint64(plan[WHOLE])) == 0:
-        _locate(flat, n_located, n_items, n_columns, place, addresses, 0)
+        _locate(flat, n_located, n_items, n_columns, place, addresses, np.int64(0))
         n_located = n_items
         if not _believed_resident(addresses, n_bytes, plan):
             return ABSENT, n_located
@@ -408,27 +411,7 @@ def _check_and_ask(
     return DONE, n_located
 
 
-@njit(cache=True, nogil=True, inline="always")
-def _copy_all(
-    flat: Any, n_columns: Any, place: Any, addresses: Any, n_located: Any, output: Any, row_bytes: Any
-) -> None:
-    """Copy records of which the first ones have been asked for, and locate the others on the way."""
-    n_items = flat.shape[0]
-    for k in range(n_items):
-        ahead = k + PREFETCH_DISTANCE
-        if ahead < n_items:
-            if ahead >= n_located:
-                end = min(n_items, n_located + _STRETCH)
-                _locate(flat, n_located, end, n_columns, place, addresses, 0)
-                n_located = end
-            _ask(addresses[ahead], row_bytes)
-        target = output + np.uint64(k * row_bytes)
-        for line in range((row_bytes + 63) // 64):
-            prefetch_to_write(target + np.uint64(_WRITE_AHEAD_BYTES + line * 64))
-        _move(target, addresses[k], row_bytes)
-
-
-@njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True, forceinline=True)
 def _enter(plan: Any) -> Any:
     """Pass the gate; whether it was open."""
     gate = np.uint64(plan[GATE])
@@ -438,23 +421,58 @@ def _enter(plan: Any) -> Any:
     return False
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True, forceinline=True)
 def _leave(plan: Any) -> None:
     add_in_order(np.uint64(plan[GATE]), np.int64(-1))
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True, forceinline=True)
 def _words(address: Any, n_words: Any) -> Any:
     return carray(pointer_to(np.uint64(address)), (n_words,), np.int64)
 
 
-@njit(cache=True, nogil=True, inline="always")
+@lru_cache(maxsize=64)
+def copy_all(row_bytes: int) -> Any:
+    """The copy of records of `row_bytes`, a constant inside as in `gather_kernel`, of which the first ones have been
+    located and asked for; the others are located on the way.
+
+    All that is made for one size stands here: what calls it is compiled once, which takes five times as long. Its
+    arguments, int64, are those of `_fetch_all`, then the address of as many addresses as there are records, and how
+    many of them are filled.
+    """
+    n_lines = (row_bytes + 63) // 64
+
+    @cfunc(types.void(*[types.int64] * 9), cache=True)
+    def copy(
+        plan_at: Any, first_layer: Any, n_layers: Any, n_columns: Any, n_items: Any, rows_at: Any, out_at: Any,
+        addresses_at: Any, n_located: Any,
+    ) -> None:  # fmt: skip
+        flat, output = _words(rows_at, n_items), np.uint64(out_at)
+        addresses = carray(pointer_to(np.uint64(addresses_at)), (n_items,), np.uint64)
+        _, place, _ = _open_plan(np.uint64(plan_at), _words(plan_at, PLAN_HEAD), first_layer, n_layers)
+        for k in range(n_items):
+            ahead = k + PREFETCH_DISTANCE
+            if ahead < n_items:
+                if ahead >= n_located:
+                    end = min(n_items, n_located + _STRETCH)
+                    _locate(flat, n_located, end, n_columns, place, addresses, np.int64(0))
+                    n_located = end
+                _ask(addresses[ahead], row_bytes)
+            target = output + np.uint64(k * row_bytes)
+            for line in range(n_lines):
+                prefetch_to_write(target + np.uint64(_WRITE_AHEAD_BYTES + line * 64))
+            _move(target, addresses[k], row_bytes)
+
+    return copy
+
+
+@njit(cache=True, nogil=True, forceinline=True)
 def _fetch_all(
-    plan_at: Any, first_layer: Any, n_layers: Any, n_columns: Any, n_items: Any, rows_at: Any, out_at: Any,
-    row_bytes: Any,
+    plan_at: Any, first_layer: Any, n_layers: Any, n_columns: Any, n_items: Any, rows_at: Any, out_at: Any
 ) -> Any:  # fmt: skip
     """A whole fetch into an `out` that fits: row ids, gate, addresses, pages, copies."""
     plan = _words(plan_at, PLAN_HEAD)
+    row_bytes = plan[ROW_BYTES]
     if n_items > plan[MOST_ROWS] or n_items == 0:
         return LARGE
     # Row ids that lie in `out` would be written over before they are used.
@@ -466,10 +484,13 @@ def _fetch_all(
         return CLOSED
     addresses = np.empty(n_items, np.uint64)
     flat = _words(rows_at, n_items)
-    limits, place, stops = _open_plan(np.uint64(plan_at), plan, first_layer, n_layers, np.int64(row_bytes))
+    limits, place, stops = _open_plan(np.uint64(plan_at), plan, first_layer, n_layers)
     answer, n_located = _check_and_ask(flat, n_columns, limits, place, stops, plan, addresses)
     if answer == DONE:
-        _copy_all(flat, n_columns, place, addresses, n_located, np.uint64(out_at), row_bytes)
+        of_batch = np.int64(plan_at), np.int64(first_layer), n_layers, n_columns, n_items, np.int64(rows_at)
+        call_at(np.uint64(plan[COPY_ALL]), (*of_batch, np.int64(out_at), np.int64(addresses.ctypes.data), n_located))
+        # What is not used after the call may be freed before it.
+        addresses[0] = np.uint64(0)
         plan[BUDGET] -= n_items
     _leave(plan)
     return answer
@@ -482,8 +503,8 @@ def _fetch_signature(n_dims: int) -> Any:
     return types.int64(types.int64, types.int64, rows, types.Array(types.uint8, n_dims + 1, "C"))
 
 
-@lru_cache(maxsize=64)
-def fetch_kernel(row_bytes: int, n_dims: int) -> Any:
+@cache
+def fetch_kernel(n_dims: int) -> Any:
     """A whole fetch of a few thousand records in one call.
 
     The kernel's arguments: the address of a plan (see `warm.WarmPath`); the layer, if `n_dims` is 1, or 0; `rows` int64
@@ -493,9 +514,9 @@ def fetch_kernel(row_bytes: int, n_dims: int) -> Any:
 
     @njit(_fetch_signature(n_dims), cache=True, nogil=True)
     def fetch(plan_at: Any, layer: Any, rows: Any, out: Any) -> Any:
-        if out.shape[:-1] != rows.shape or out.shape[-1] != row_bytes:
-            return MISFIT
         plan = _words(plan_at, PLAN_HEAD)
+        if out.shape[:-1] != rows.shape or out.shape[-1] != plan[ROW_BYTES]:
+            return MISFIT
         n_layers, n_columns = np.int64(1), rows.size
         if n_dims == 3:
             n_layers, n_columns = np.int64(rows.shape[1]), np.int64(rows.shape[-1])
@@ -503,7 +524,7 @@ def fetch_kernel(row_bytes: int, n_dims: int) -> Any:
                 return MISFIT
         if layer < 0 or layer >= plan[N_LAYERS]:
             return MISFIT
-        return _fetch_all(plan_at, layer, n_layers, n_columns, rows.size, rows.ctypes.data, out.ctypes.data, row_bytes)
+        return _fetch_all(plan_at, layer, n_layers, n_columns, rows.size, rows.ctypes.data, out.ctypes.data)
 
     return fetch
 
@@ -514,7 +535,7 @@ _INT = 0xFFFFFFFF
 _IN_C_ORDER_ALIGNED, _TO_WRITE_TO = 0x101, 0x501
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True, forceinline=True)
 def _is_array(object_at: Any, array_type: Any, dtype: Any, n_dims: Any, flags: Any) -> Any:
     words = _words(object_at, ARRAY_WORDS)
     if words[OBJECT_TYPE] != array_type:
@@ -522,8 +543,8 @@ def _is_array(object_at: Any, array_type: Any, dtype: Any, n_dims: Any, flags: A
     return words[ARRAY_DTYPE] == dtype and words[ARRAY_N_DIMS] & _INT == n_dims and words[ARRAY_FLAGS] & flags == flags
 
 
-@lru_cache(maxsize=64)
-def object_fetch(row_bytes: int, n_dims: int) -> Any:
+@cache
+def object_fetch(n_dims: int) -> Any:
     """As `fetch_kernel`, as the function of a Python object (METH_FASTCALL): it reads the arrays where they lie.
 
     A call by numba's dispatcher makes two records of ownership and looks at the types of all arguments, which takes
@@ -546,7 +567,7 @@ def object_fetch(row_bytes: int, n_dims: int) -> Any:
             return _python_int(MISFIT)
         shape = _words(_words(rows, ARRAY_WORDS)[ARRAY_SHAPE], n_dims)
         of_out = _words(_words(out, ARRAY_WORDS)[ARRAY_SHAPE], n_dims + 1)
-        n_items, fits = np.int64(1), of_out[n_dims] == row_bytes
+        n_items, fits = np.int64(1), of_out[n_dims] == plan[ROW_BYTES]
         for dim in range(n_dims):
             n_items *= shape[dim]
             fits &= shape[dim] == of_out[dim]
@@ -564,7 +585,7 @@ def object_fetch(row_bytes: int, n_dims: int) -> Any:
             return _python_int(MISFIT)
         rows_at, out_at = _words(rows, ARRAY_WORDS)[ARRAY_DATA], _words(out, ARRAY_WORDS)[ARRAY_DATA]
         thread = _release_gil()
-        answer = _fetch_all(plan_at, layer, n_layers, n_columns, n_items, rows_at, out_at, row_bytes)
+        answer = _fetch_all(plan_at, layer, n_layers, n_columns, n_items, rows_at, out_at)
         _take_gil(thread)
         return _python_int(answer)
 

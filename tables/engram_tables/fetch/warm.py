@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from engram_tables.fetch import kernels
 from engram_tables.fetch.array_calls import as_object, knows_arrays
-from engram_tables.fetch.kernels import fetch_kernel, object_fetch
+from engram_tables.fetch.kernels import copy_all, fetch_kernel, object_fetch
 from engram_tables.fetch.leases import Leases
 from engram_tables.fetch.placement import Placements
 
@@ -78,6 +78,7 @@ class WarmPath:
             (kernels.N_COLUMNS, n_columns),
             (kernels.N_EXTENTS, len(bases)),
             (kernels.IS_WHOLE, places.is_whole),
+            (kernels.ROW_BYTES, part.n_bytes),
             (kernels.CELL_ROWS, part.cell_rows),
             (kernels.CELL_BYTES, part.cell_bytes),
             (kernels.PAGES, 0 if pages is None else pages.ctypes.data),
@@ -111,10 +112,12 @@ class WarmPath:
 
     def _call(self, n_dims: int) -> Callable[..., int]:
         # The call names addresses: what lies there stays as long as it may be under way.
-        kept = self._plan, self._gate, self._pages, self._is_all
+        copy = copy_all(self._row_bytes)
+        self._plan[kernels.COPY_ALL] = copy.address
+        kept = self._plan, self._gate, self._pages, self._is_all, copy
         if knows_arrays():
-            return as_object(object_fetch(self._row_bytes, n_dims), self._plan, kept)
-        plan_at, kernel = self._plan.ctypes.data, fetch_kernel(self._row_bytes, n_dims)
+            return as_object(object_fetch(n_dims), self._plan, kept)
+        plan_at, kernel = self._plan.ctypes.data, fetch_kernel(n_dims)
         call = partial(kernel, plan_at, 0) if n_dims == 3 else partial(kernel, plan_at)
         call.kept = kept  # type: ignore[attr-defined]
         return call
