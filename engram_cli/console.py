@@ -7,7 +7,9 @@ import functools
 import inspect
 import json
 import os
+import shutil
 import sys
+import textwrap
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +36,7 @@ class Exit(IntEnum):
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EFBIG)
 _RATE_SECONDS = 10.0
+_MOST_COLUMNS, _FEWEST_COLUMNS = 100, 30
 _quiet = False
 _verbose = False
 
@@ -120,6 +123,35 @@ def show(text: str = "") -> None:
     _to_stdout(_printable(text))
 
 
+def page_columns() -> int:
+    """Columns that lines of words are broken at: the terminal's, 100 at most, and 100 without one."""
+    return min(_MOST_COLUMNS, shutil.get_terminal_size((_MOST_COLUMNS, 24)).columns)
+
+
+def show_wrapped(text: str, *, head: str | None = None, indent: int = 4) -> None:
+    """Words on stdout, broken at spaces where they are longer than the page.
+
+    Parameters
+    ----------
+    head
+        A label, padded to `indent`, that the first line begins with; without one, that line begins with the text.
+    indent
+        Blanks before the lines that follow.
+
+    Notes
+    -----
+    A word that is longer than a line, such as a path, is never cut.
+    """
+    room = max(page_columns(), indent + _FEWEST_COLUMNS)
+    first = "" if head is None else f"{_printable(head):{indent}}"
+    lines = textwrap.wrap(
+        _printable(text), room, initial_indent=first, subsequent_indent=" " * indent, break_long_words=False,
+        break_on_hyphens=False,
+    )  # fmt: skip
+    for line in lines or [first.rstrip()]:
+        _to_stdout(line)
+
+
 def _printable(text: str) -> str:
     """`text` without what would move a terminal's cursor or change its colours."""
     return "".join(c if c.isprintable() or c == " " else c.encode("unicode_escape").decode() for c in text)
@@ -203,6 +235,26 @@ def progress(task: str, unit: str) -> Iterator[ProgressHook]:
             bars.update(bar, completed=done, total=total, amount=amount)
 
         yield update
+
+
+@contextmanager
+def narrated(task: str, unit: str) -> Iterator[ProgressHook]:
+    """As `progress`, and without a terminal a line at the beginning and at each tenth: for what lasts minutes."""
+    if _quiet or sys.stderr.isatty():
+        with progress(task, unit) as hook:
+            yield hook
+        return
+    begin, told = time.monotonic(), -1
+    say(f"{task}: this takes minutes")
+
+    def update(done: int, total: int) -> None:
+        nonlocal told
+        tenth = 10 * done // max(total, 1)
+        if tenth > told:
+            told = tenth
+            say(f"{task}: {done:,} of {total:,} {unit}, {time.monotonic() - begin:.0f} s")
+
+    yield update
 
 
 def _ignore(done: int, total: int) -> None:

@@ -12,6 +12,7 @@ from engram_tables.units import parse_integers
 if TYPE_CHECKING:
     from engram_tables.address.spec import AddressSpec
     from engram_tables.address.vocabulary import Vocabulary
+    from engram_tables.measure.planning.sizes import TableSizes
 
 
 def resolve_spec(
@@ -28,6 +29,21 @@ def resolve_spec(
 
     vocabulary = None if vocab is None else load_vocabulary(vocab)
     return resolve_with_vocabulary(preset=preset, spec=spec, model=model, eos=eos, layers=layers, vocabulary=vocabulary)
+
+
+def table_sizes(
+    *, preset: str | None, spec: Path | None, model: str | None, eos: int | None, layers: str | None,
+    vocab: Path | None, codec: str | None, row_bytes: int | None,
+) -> TableSizes:  # fmt: skip
+    """What a table of that spec weighs; a preset's sizes are known even where its layers or its vocabulary are not."""
+    from engram_tables.measure.planning.sizes import sizes_of_preset, sizes_of_spec
+
+    if codec is not None and row_bytes is not None:
+        raise typer.BadParameter("give --codec or --row-bytes, not both")
+    if preset is not None and (spec, model, eos, layers, vocab) == (None,) * 5:
+        return sizes_of_preset(preset, codec=codec, row_bytes=row_bytes)
+    resolved = resolve_spec(preset=preset, spec=spec, model=model, eos=eos, layers=layers, vocab=vocab)
+    return sizes_of_spec(resolved, codec=codec, row_bytes=row_bytes)
 
 
 def resolve_with_vocabulary(

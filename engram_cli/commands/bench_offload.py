@@ -191,12 +191,11 @@ def bench_offload(
       engram bench-offload my-table --trace trace --to gpu
       engram bench-offload --overlap --model engram-paper-4b --from dram
     """
-    from engram_tables.errors import InvalidInput
     from engram_tables.files import new_file, refuse_existing
 
     text = _Text(corpus or [], trace, vocab, glob, exclude or [])
     if table is None and not overlap:
-        raise InvalidInput("TABLE: found none, expected a table or a checkpoint; name one, or generate rows: --overlap")
+        raise typer.BadParameter("give TABLE, or --overlap, which can generate its rows")
     if overlap:
         _refuse_with_overlap(
             plot=plot, state=state, tokens=tokens, rows_per_batch=rows_per_batch, streams=streams, depths=depths,
@@ -205,15 +204,15 @@ def bench_offload(
             no_bundles=no_bundles,
         )  # fmt: skip
     elif model != _MODEL:
-        raise InvalidInput("--model: found no --overlap, expected it, whose load the model is; give both or neither")
+        raise typer.BadParameter("--model goes only with --overlap, whose load the model is")
     if bundles is not None and no_bundles:
-        raise InvalidInput("--bundles, --no-bundles: found both, expected one of them; leave one out")
+        raise typer.BadParameter("give --bundles or --no-bundles, not both")
     if plot is not None:
         from engram_tables.measure.offload.plot import check_plot
 
         check_plot(plot, force=force)
         if record_file is not None and record_file.resolve() == plot.resolve():
-            raise InvalidInput(f"--record, --plot: found {plot} for both, expected two files; name another")
+            raise typer.BadParameter(f"--record and --plot name one file, {plot}; give each its own")
     if record_file is not None:
         refuse_existing(record_file, force=force)
     for output in filter(None, (record_file, plot)):
@@ -264,31 +263,25 @@ def _check_writable(path: Path) -> None:
 
 
 def _refuse_with_overlap(**given: Any) -> None:
-    """`InvalidInput` for an option that --overlap would not look at."""
-    from engram_tables.errors import InvalidInput
-
+    """Wrong usage for an option that --overlap would not look at."""
     for name, value in given.items():
         if value != _ALONE[name]:
             option = {"bounds": "--no-bounds"}.get(name, f"--{name.replace('_', '-')}")
-            raise InvalidInput(
-                f"{option}: found --overlap too, expected one of them, since --overlap has steps of its own and no "
-                f"picture; leave {option} out"
-            )
+            raise typer.BadParameter(f"{option} goes only without --overlap, which has steps of its own and no picture")
 
 
 def _plan(*, tokens: str | None, rows_per_batch: str | None, streams: str, depths: str | None, source: str | None,
           to: str, state: str | None, tier: list[str], gpu_cache: list[str], **others: Any) -> BenchPlan:  # fmt: skip
-    from engram_tables.errors import InvalidInput
     from engram_tables.measure.offload.plan import BATCH_TOKENS, DEPTHS, BenchPlan, Source, State, Target
     from engram_tables.units import parse_bytes
 
     if gpu_cache and to.strip() != "gpu":
-        raise InvalidInput(f"--gpu-cache: found --to {to[:40]}, expected --to gpu; add it, or ask for a --tier")
+        raise typer.BadParameter("--gpu-cache goes only with --to gpu; host memory in front is --tier")
     if (others["hot_list"] is not None or others["fill_tokens"] is not None) and not tier and not gpu_cache:
         option = "--fill-tokens" if others["hot_list"] is None else "--hot-list"
-        raise InvalidInput(f"{option}: found nothing to fill, expected --tier SIZE or --gpu-cache SIZE; add one")
+        raise typer.BadParameter(f"{option} goes only with --tier or --gpu-cache, which it fills")
     if tokens is not None and rows_per_batch is not None:
-        raise InvalidInput("--tokens, --rows-per-batch: found both, expected one of them; leave one out")
+        raise typer.BadParameter("give --tokens or --rows-per-batch, not both")
     return BenchPlan(
         sources=None if source is None else tuple(_choice("--from", word, Source) for word in source.split(",")),
         to=_choice("--to", to, Target),
@@ -350,7 +343,7 @@ def _overlap(
     from engram_tables.measure.overlap import overlap as measure
 
     plan = OverlapPlan(to=to, source=source or "auto", engine=engine, model=model, threads=threads)
-    with console.progress("measuring", "points") as progress:
+    with console.narrated("measuring beside a load", "rounds") as progress:
         return measure(
             table,
             plan=plan,

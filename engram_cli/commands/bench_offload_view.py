@@ -1,4 +1,4 @@
-"""What `engram bench-offload` shows of its records: lines of 100 columns at most, the same content as the record's."""
+"""What `engram bench-offload` shows of its records: lines of a page's width, the same content as the record's."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _DEVICE_COLUMNS = (*_COLUMNS[:-1], "read ×", "of ceiling")
 _TIER_COLUMNS = ("in front", "held", "hits", "rows/s", "× alone", "CPU µs", "p50", "p99", "read ×")
 _BUNDLE_COLUMNS = ("bundles", "found", "reads/token", "bytes/token", "ms/token", "×", "CPU µs", "p50", "p99")
 _OTHERS = "of what the device read was for other processes"
-_WIDTH, _NAME_COLUMNS = 100, 22
+_NAME_COLUMNS = 22
 
 
 def show_bench(record: dict[str, Any]) -> None:
@@ -37,9 +37,9 @@ def show_bench(record: dict[str, Any]) -> None:
     busy = [flag for flag in record["flags"] if _OTHERS in flag]
     for flag in record["flags"]:
         if flag not in busy:
-            _line(f"note: {flag}")
+            console.show_wrapped(f"note: {flag}")
     if busy:
-        _line(f"note: others read the device during {len(busy)} of the points; the first: {busy[0]}")
+        console.show_wrapped(f"note: others read the device during {len(busy)} of the points; the first: {busy[0]}")
 
 
 def show_overlap(record: dict[str, Any]) -> None:
@@ -47,60 +47,62 @@ def show_overlap(record: dict[str, Any]) -> None:
     from engram_tables.measure.overlap import summary_lines, table_rows
 
     for line in summary_lines(record):
-        _line(line)
+        console.show_wrapped(line)
     if record["status"] == "measured":
         columns, rows = table_rows(record)
         console.show_table("", columns, rows)
     else:
-        _line(f"overlap: {record['status']}: {record['reason']}")
+        console.show_wrapped(f"overlap: {record['status']}: {record['reason']}")
 
 
 def _show_table(table: dict[str, Any]) -> None:
-    _line(
+    console.show_wrapped(
         f"{table['path']}: {table['n_rows']:,} rows of {table['row_bytes']} bytes ({table['codec']}, "
         f"{table['layout'] or 'as released'}), {table['rows_per_token']} rows a token"
     )
     if table["n_rows_here"] != table["n_rows"]:
-        _line(f"{table['n_rows_here']:,} of these rows are here, and lookups of the others are left out")
+        console.show_wrapped(f"{table['n_rows_here']:,} of these rows are here, and lookups of the others are left out")
     if len(table["parts"]) > 1:
-        _line(f"a row lies in {len(table['parts'])} places: {', '.join(table['parts'])}")
+        console.show_wrapped(f"a row lies in {len(table['parts'])} places: {', '.join(table['parts'])}")
     if not table["has_digests"]:
-        _line("note: the rows have no digests, so what was read is not known to be what was released")
+        console.show_wrapped("note: the rows have no digests, so what was read is not known to be what was released")
 
 
 def _show_traces(traces: list[dict[str, Any]]) -> None:
     main, *bounds = traces
     distinct = f"{main['unique_row_ratio']:.0%} of the rows distinct"
     if main["kind"] == "text":
-        _line(f"rows of real text: {main['tokens']:,} tokens of {main['documents']:,} documents, {distinct}")
+        console.show_wrapped(
+            f"rows of real text: {main['tokens']:,} tokens of {main['documents']:,} documents, {distinct}"
+        )
         if main["replaced_bytes"]:
-            _line(
+            console.show_wrapped(
                 f"note: {main['replaced_bytes']:,} bytes in {main['replaced_files']:,} files are not UTF-8; were these "
                 "files text? choose them with --glob"
             )
     elif main["kind"] == "trace":
-        _line(f"rows of the trace {main['paths'][0]}: {main['tokens']:,} tokens in a row, {distinct}")
+        console.show_wrapped(f"rows of the trace {main['paths'][0]}: {main['tokens']:,} tokens in a row, {distinct}")
     else:
-        _line("uniform random rows: a bound, not real text (give --corpus or --trace for that)")
+        console.show_wrapped("uniform random rows: a bound, not real text (give --corpus or --trace for that)")
     if bounds:
-        _line(f"bounds, the quickest engine alone: {', '.join(bound['name'] for bound in bounds)}")
+        console.show_wrapped(f"bounds, the quickest engine alone: {', '.join(bound['name'] for bound in bounds)}")
 
 
 def _show_ceilings(ceilings: dict[str, Any]) -> None:
     memory, disk = ceilings.get("memory"), ceilings.get("disk")
     if memory is not None:
-        _line(
+        console.show_wrapped(
             f"memory's ceiling: memcpy {memory['memcpy_1_thread_bytes_per_s'] / 1e9:.1f} GB/s by 1 thread, "
             f"{memory['memcpy_all_threads_bytes_per_s'] / 1e9:.1f} by {memory['threads']}; a dependent load "
             f"{memory['dependent_load_ns']:.0f} ns"
         )
     if disk is not None:
-        _line(_disk_line(disk))
+        console.show_wrapped(_disk_line(disk))
     for name, figure in (("nvbandwidth", ceilings.get("bus")), ("link", ceilings.get("upload"))):
         if figure is not None and "bytes_per_s" in figure:
-            _line(f"{name}: copies of pinned memory to the GPU {figure['bytes_per_s'] / 1e9:.1f} GB/s")
+            console.show_wrapped(f"{name}: copies of pinned memory to the GPU {figure['bytes_per_s'] / 1e9:.1f} GB/s")
         elif figure is not None and figure["status"] == "waived":
-            _line(f"no figure by {name}: {figure['reason']}")
+            console.show_wrapped(f"no figure by {name}: {figure['reason']}")
 
 
 def _disk_line(disk: dict[str, Any]) -> str:
@@ -127,7 +129,7 @@ def _show_section(section: dict[str, Any], record: dict[str, Any]) -> None:
     if record["plan"]["to"] == "gpu":
         title += ", to the GPU"
     if section["status"] != "measured":
-        _line(f"{title}: {section['status']}: {section['reason']}")
+        console.show_wrapped(f"{title}: {section['status']}: {section['reason']}")
         return
     residency = section["residency"]
     file_bytes = residency["file_bytes"]
@@ -136,7 +138,7 @@ def _show_section(section: dict[str, Any], record: dict[str, Any]) -> None:
     checked = "" if residency["is_as_asked"] else changed
     huge = residency.get("huge_page_bytes")
     pages = "" if huge is None else f", {huge / file_bytes:.0%} mapped by huge pages"
-    _line(f"{title}: {before:.0%} of the files in memory before, {after:.0%} after{pages}{checked}")
+    console.show_wrapped(f"{title}: {before:.0%} of the files in memory before, {after:.0%} after{pages}{checked}")
     _show_refused(section)
     console.show()
     for (n_tokens, n_streams), group in groupby(
@@ -144,7 +146,7 @@ def _show_section(section: dict[str, Any], record: dict[str, Any]) -> None:
     ):
         _show_points(list(group), n_tokens, n_streams, record["traces"][0]["name"])
     if not section["points"]:
-        _line("nothing was measured here: no engine was left")
+        console.show_wrapped("nothing was measured here: no engine was left")
     _show_left_out(section["left_out"])
     if "tiers" in section:
         if section["left_out"]:
@@ -157,12 +159,12 @@ def _show_section(section: dict[str, Any], record: dict[str, Any]) -> None:
 def _show_bundles(bundles: dict[str, Any]) -> None:
     """A table with bundles, and the same without."""
     if bundles["status"] != "measured":
-        _line(f"Bundles: {bundles['status']}: {bundles['reason']}")
+        console.show_wrapped(f"Bundles: {bundles['status']}: {bundles['reason']}")
         return
-    _line(f"Bundles, by {bundles['engine']}")
+    console.show_wrapped(f"Bundles, by {bundles['engine']}")
     for (n_rows, n_tokens, n_streams), group in groupby(bundles["points"], key=_shape):
         streams = "" if n_streams == 1 else f", {n_streams} streams at once"
-        _line(f"{n_tokens:,} token{'s' * (n_tokens > 1)} a batch: {n_rows:,} rows{streams}")
+        console.show_wrapped(f"{n_tokens:,} token{'s' * (n_tokens > 1)} a batch: {n_rows:,} rows{streams}")
         console.show_table("", _BUNDLE_COLUMNS, [_bundle_row(point) for point in group])
 
 
@@ -185,23 +187,25 @@ def _bundle_row(point: dict[str, Any]) -> tuple[str, ...]:
 def _show_tiers(tiers: dict[str, Any]) -> None:
     """Memory in front of an engine, and that engine alone."""
     if tiers["status"] != "measured":
-        _line(f"Memory in front: {tiers['status']}: {tiers['reason']}")
+        console.show_wrapped(f"Memory in front: {tiers['status']}: {tiers['reason']}")
         return
-    _line(f"Memory in front of {tiers['behind']}, filled {_spell_fill(tiers['fill'])}")
+    console.show_wrapped(f"Memory in front of {tiers['behind']}, filled {_spell_fill(tiers['fill'])}")
     # A chain of tiers has a long name, and the page 100 columns.
     names = dict.fromkeys(point["tier"] for point in tiers["points"] if len(point["tier"] or "") > _NAME_COLUMNS)
     named = {name: f"chain {nth}" for nth, name in enumerate(names, 1)}
     for name, short in named.items():
-        _line(f"{short}: {name}")
+        console.show_wrapped(f"{short}: {name}")
     for left in tiers["left_out"]:
         sizes = "" if left["rows_per_batch"] is None else f" at {left['rows_per_batch']:,} rows a batch"
-        _line(f"left out: {left['tier'] or 'all'}{sizes}: {left['reason']}")
+        console.show_wrapped(f"left out: {left['tier'] or 'all'}{sizes}: {left['reason']}")
     for (n_rows, n_tokens, n_streams), group in groupby(tiers["points"], key=_shape):
         streams = "" if n_streams == 1 else f", {n_streams} streams at once"
-        _line(f"{n_tokens:,} token{'s' * (n_tokens > 1)} a batch: {n_rows:,} rows{streams}")
+        console.show_wrapped(f"{n_tokens:,} token{'s' * (n_tokens > 1)} a batch: {n_rows:,} rows{streams}")
         console.show_table("", _TIER_COLUMNS, [_tier_row(point, named) for point in group])
     if tiers["points"]:
-        _line("hits are of batches from all over the text; `engram simulate` has those of a text read in order")
+        console.show_wrapped(
+            "hits are of batches from all over the text; `engram simulate` has those of a text read in order"
+        )
 
 
 def _shape(point: dict[str, Any]) -> tuple[int, int, int]:
@@ -244,20 +248,22 @@ def _size(n_bytes: int) -> str:
 def _show_refused(section: dict[str, Any]) -> None:
     for rung in section.get("ladder", ()):
         if not rung["is_usable"]:
-            _line(f"  not {rung['engine']}: {rung['reason']}")
+            console.show_wrapped(f"  not {rung['engine']}: {rung['reason']}")
     contention = section["contention"]
     others = contention["others_read_bytes"]
     if others and section["source"] != "dram" and others > 0.1 * max(1, contention["device_read_bytes"] or 0):
-        _line(f"  note: others read {others:,} bytes from the device meanwhile")
+        console.show_wrapped(f"  note: others read {others:,} bytes from the device meanwhile")
     if contention["stolen_ns"] and contention["stolen_ns"] > 0.05 * contention["elapsed_ns"]:
-        _line(f"  note: {contention['stolen_ns'] / contention['elapsed_ns']:.0%} of a CPU was stolen by the host")
+        console.show_wrapped(
+            f"  note: {contention['stolen_ns'] / contention['elapsed_ns']:.0%} of a CPU was stolen by the host"
+        )
 
 
 def _show_points(points: list[dict[str, Any]], n_tokens: int, n_streams: int, main: str) -> None:
     first = points[0]
     is_from_device = any("pages_per_s" in point for point in points)
     streams = "" if n_streams == 1 else f", {n_streams} streams at once"
-    _line(
+    console.show_wrapped(
         f"{n_tokens:,} token{'s' if n_tokens > 1 else ''} a batch: {first['rows_per_batch']:,} rows, "
         f"{first['unique_row_ratio']:.0%} distinct, {first['pages_per_row']:.2f} pages a row{streams}"
     )
@@ -299,17 +305,19 @@ def _show_left_out(left_out: list[dict[str, Any]]) -> None:
     for engine, entries in groupby(left_out, key=lambda entry: entry["engine"]):
         listed = list(entries)
         sizes = " and ".join(f"{entry['rows_per_batch']:,}" for entry in listed)
-        _line(f"left out: {engine} at {sizes} rows a batch: {listed[0]['reason']}")
+        console.show_wrapped(f"left out: {engine} at {sizes} rows a batch: {listed[0]['reason']}")
 
 
 def _show_sweep(sweep: dict[str, Any]) -> None:
     console.show()
     title = f"Depth sweep of {sweep['engine']}, {sweep['rows_per_batch']:,} rows a batch, cold"
     if sweep["status"] != "measured":
-        _line(f"{title}: {sweep['status']}: {sweep['reason']}")
+        console.show_wrapped(f"{title}: {sweep['status']}: {sweep['reason']}")
         return
-    _line(f"{title}: 95 % of the best at depth {sweep['saturation_depth']}")
-    _line(", ".join(f"{point['depth']}: {_rate(point['rows_per_s'])}" for point in sweep["points"]) + " rows/s")
+    console.show_wrapped(f"{title}: 95 % of the best at depth {sweep['saturation_depth']}")
+    console.show_wrapped(
+        ", ".join(f"{point['depth']}: {_rate(point['rows_per_s'])}" for point in sweep["points"]) + " rows/s"
+    )
 
 
 def _show_summary(record: dict[str, Any]) -> None:
@@ -325,7 +333,7 @@ def _show_summary(record: dict[str, Any]) -> None:
             (point for point in points if point["tokens_per_batch"] == points[0]["tokens_per_batch"]),
             key=lambda point: float(point["batch_p50_us"]),
         )
-        _line(
+        console.show_wrapped(
             f"{section['source']}, {section['state']}: {_rate(best['tokens_per_s'])} tokens/s at best "
             f"({best['engine']}, {best['tokens_per_batch']:,} a batch"
             f"{', ' + str(best['streams']) + ' streams' if best['streams'] > 1 else ''}); "
@@ -347,11 +355,3 @@ def _time(us: float | None) -> str:
     if us < 1000:
         return f"{us:.3g} µs"
     return f"{us / 1e3:.3g} ms" if us < 1e6 else f"{us / 1e6:.3g} s"
-
-
-def _line(text: str) -> None:
-    """A line, broken at spaces where it is longer than the page."""
-    import textwrap
-
-    for line in textwrap.wrap(text, _WIDTH, subsequent_indent="    ", break_long_words=False) or [""]:
-        console.show(line)

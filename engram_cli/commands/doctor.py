@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-import shutil
-import textwrap
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from engram_cli.console import check_found, emit, show, show_table
-from engram_cli.options import JsonFlag, Preset
+from engram_cli.console import check_found, emit, show, show_table, show_wrapped
+from engram_cli.options import Eos, JsonFlag, LayerIds, ModelPath, Preset, SpecFile, VocabFile
+from engram_cli.spec_source import table_sizes
 from engram_tables.errors import InvalidInput
 from engram_tables.measure.doctor.findings import Placement, Severity
 from engram_tables.units import format_bytes, parse_bytes
@@ -23,9 +22,8 @@ _TITLES = {
     Severity.FINE: "Fine",
     Severity.NOT_APPLICABLE: "Not applicable",
 }
-_INDENT = 18
+_INDENT = 21
 _EXACT = re.compile(r" \([0-9,]+ B\)")
-_WIDTH = min(100, shutil.get_terminal_size((100, 24)).columns)
 
 
 def doctor(
@@ -42,6 +40,18 @@ def doctor(
         ),
     ] = None,
     preset: Preset = None,
+    spec: SpecFile = None,
+    model: ModelPath = None,
+    eos: Eos = None,
+    layers: LayerIds = None,
+    vocab: VocabFile = None,
+    codec: Annotated[
+        str | None,
+        typer.Option("--codec", metavar="NAME", help="Of the rows; a preset's release has one of its own."),
+    ] = None,
+    row_bytes: Annotated[
+        int | None, typer.Option("--row-bytes", min=1, metavar="N", help="Of a row, in place of a codec.")
+    ] = None,
     table_bytes: Annotated[
         str | None, typer.Option("--table-bytes", metavar="SIZE", help="Of a table that is not here, as 203GB.")
     ] = None,
@@ -70,31 +80,41 @@ def doctor(
       engram doctor my-table
       engram doctor my-table --placement shm
       engram doctor --preset deepseek-v4.1-flash --build-into /data
+      engram doctor --spec spec.json --codec bf16 --placement dram
       engram doctor --table-bytes 203GB --placement pinned
       engram doctor my-table --json | jq '.checks[] | select(.severity == "will-fail")'
     """
     from engram_tables.measure.doctor.doctor import diagnose
 
-    if sum(given is not None for given in (table, preset, table_bytes)) > 1:
-        raise typer.BadParameter("give one of TABLE, --preset and --table-bytes: each says how large the table is")
+    named = [given is not None for given in (table, preset, spec, model, table_bytes)]
+    if sum(named) > 1:
+        raise typer.BadParameter(
+            "give one of TABLE, --preset, --spec, --model and --table-bytes: each says how large the table is"
+        )
+    has_spec = any(named[1:4])
+    if not has_spec and any(given is not None for given in (eos, layers, vocab, codec, row_bytes)):
+        raise typer.BadParameter(
+            "--eos, --layers, --vocab, --codec and --row-bytes go only with --preset, --spec or --model"
+        )
     if table is not None and "://" in table:
         raise InvalidInput(
-            f"{table}: found a URL, expected a table on this machine; give --preset or --table-bytes for what is "
-            "elsewhere"
+            f"{table}: found a URL, expected a table on this machine; give --model or --preset for what is elsewhere"
         )
-    n_bytes = None if table_bytes is None else parse_bytes(table_bytes)
-    if n_bytes == 0:
-        raise InvalidInput("--table-bytes: found 0, expected 1 or more; leave it out")
-    n_rows, row_bytes = (None, None) if preset is None else _published(preset)
-    is_new = preset is not None or table_bytes is not None
-    if is_new and build_into is None and placement in (None, Placement.NVME):
+    n_bytes = None if table_bytes is None else _table_bytes(table_bytes)
+    sizes = None
+    if has_spec:
+        sizes = table_sizes(
+            preset=preset, spec=spec, model=model, eos=eos, layers=layers, vocab=vocab, codec=codec,
+            row_bytes=row_bytes,
+        )  # fmt: skip
+    if (has_spec or n_bytes is not None) and build_into is None and placement in (None, Placement.NVME):
         build_into = Path.cwd()
     record = diagnose(
         None if table is None else Path(table),
         placement=placement,
         table_bytes=n_bytes,
-        n_rows=n_rows,
-        row_bytes=row_bytes,
+        n_rows=None if sizes is None else sizes.n_rows,
+        row_bytes=None if sizes is None else sizes.row_bytes,
         build_into=build_into,
         is_locked=locked,
     )
@@ -107,13 +127,11 @@ def doctor(
         check_found(f"placement {record['placement']}: {', '.join(failing)} will fail; the remedies are told above")
 
 
-def _published(preset: str) -> tuple[int, int]:
-    from engram_tables.storage.published import published_tables
-
-    known = {table.name: table for table in published_tables()}
-    if preset not in known:
-        raise InvalidInput(f"preset {preset!r}: not known; the presets are {', '.join(known)}")
-    return known[preset].outline.n_rows, known[preset].row_bytes
+def _table_bytes(text: str) -> int:
+    n_bytes = parse_bytes(text)
+    if n_bytes < 1:
+        raise InvalidInput("--table-bytes: found 0, expected 1 or more; leave it out")
+    return n_bytes
 
 
 def _show(record: dict[str, Any]) -> None:
@@ -140,18 +158,9 @@ def _show_check(check: dict[str, Any]) -> None:
     why = check["severity"] == Severity.NOT_APPLICABLE
     limit = "" if check["limit"] is None else f"; {check['limit']}" if why else f"; expected: {check['limit']}"
     # Exact bytes are the record's; here they would double most lines.
-    _show_wrapped(check["check"], _EXACT.sub("", f"{check['found']}{limit}"))
+    show_wrapped(_EXACT.sub("", f"{check['found']}{limit}"), head=f"  {check['check']}", indent=_INDENT)
     if check["remedy"] is not None:
-        _show_wrapped("", check["remedy"])
+        show_wrapped(check["remedy"], head="", indent=_INDENT)
     if check["command"] is not None:
         # In one piece, to be copied.
-        show(f"  {'':{_INDENT}} $ {check['command']}")
-
-
-def _show_wrapped(head: str, text: str) -> None:
-    indent = " " * (_INDENT + 3)
-    room = max(_WIDTH - len(indent), 30)
-    lines = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False) or [""]
-    show(f"  {head:{_INDENT + 1}}{lines[0]}")
-    for line in lines[1:]:
-        show(f"{indent}{line}")
+        show(f"{'':{_INDENT}}$ {check['command']}")

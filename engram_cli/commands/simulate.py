@@ -80,11 +80,16 @@ def simulate(
             help="Of the pages: packed by default, page, aligned-N, planar.",
         ),
     ] = None,
-    row_bytes: Annotated[
-        int | None,
+    codec: Annotated[
+        str | None,
         typer.Option(
-            "--row-bytes", min=1, help="Bytes of a row; a preset's are known, and `inspect table` tells a table's."
+            "--codec",
+            metavar="NAME",
+            help="Of the rows; a preset's release has one, and `inspect table` tells a table's.",
         ),
+    ] = None,
+    row_bytes: Annotated[
+        int | None, typer.Option("--row-bytes", min=1, metavar="N", help="Of a row, in place of a codec.")
     ] = None,
     streams: Annotated[
         str, typer.Option("--streams", metavar="N,N", help="Sequences under way at once, to which documents are dealt.")
@@ -122,7 +127,9 @@ def simulate(
     bundles: Annotated[
         Path | None,
         typer.Option(
-            "--bundles", metavar="COUNTS", help="Also the reads a token with n-grams of these counts in bundles."
+            "--bundles",
+            metavar="COUNTS",
+            help="Also the reads a token with n-grams of these counts in bundles, alone and behind caches of rows.",
         ),
     ] = None,
     bundle_budgets: Annotated[
@@ -173,6 +180,8 @@ def simulate(
     from engram_tables.measure.simulate.report import simulate_text
     from engram_tables.measure.simulate.units import row_bytes_of
 
+    if codec is not None and row_bytes is not None:
+        raise typer.BadParameter("give --codec or --row-bytes, not both")
     plan = _plan(
         sizes=sizes, policy=policy, unit=unit, layout=layout, streams=streams, batch=batch, chunk=chunk,
         warm_up=warm_up, memory=memory, threads=threads,
@@ -191,7 +200,7 @@ def simulate(
         text, spec=resolved, vocabulary=vocabulary, glob=glob, exclude=exclude or (), options=options, threads=threads,
         stage=console.progress,
     ) as opened:  # fmt: skip
-        rows = row_bytes_of(opened.lookups.spec, row_bytes)
+        rows = row_bytes_of(opened.lookups.spec, row_bytes, codec=codec)
         # Before the caches, which take longer: so that counts of something else are refused at once.
         sweep = None
         if bundles is not None:
@@ -199,8 +208,7 @@ def simulate(
                 opened.lookups, bundles, rows, budgets_bytes=budgets, memory_bytes=plan.memory_bytes, threads=threads,
                 stage=console.progress,
             )  # fmt: skip
-        record = simulate_text(opened, rows, plan, hot_list=begin_with, stage=console.progress)
-        record["bundles"] = sweep
+        record = simulate_text(opened, rows, plan, hot_list=begin_with, bundles=sweep, stage=console.progress)
         if hot_list is not None:
             with console.progress("counting rows", "tokens") as progress:
                 found = hot_rows(
@@ -223,9 +231,9 @@ def _plan(
 
     units = tuple(_choice("--unit", word, UNITS) for word in unit.split(","))
     if layout is not None and PAGE not in units:
-        raise InvalidInput(f"--layout: found {layout} for rows, expected pages; add --unit page")
+        raise typer.BadParameter(f"--layout {layout} goes only with --unit page")
     if chunk is not None and batch != "1":
-        raise InvalidInput("--batch, --chunk: found both, expected one of them; leave one out")
+        raise typer.BadParameter("give --batch or --chunk, not both")
     turns = tuple(
         Turns(n_streams=n, tokens_a_turn=tokens, is_prefill=chunk is not None)
         for tokens in _numbers("--batch" if chunk is None else "--chunk", batch if chunk is None else chunk)
@@ -263,7 +271,7 @@ def _check_outputs(outputs: dict[str, Path | None], *, force: bool) -> None:
     named = {option: path for option, path in outputs.items() if path is not None}
     places = [path.resolve() for path in named.values()]
     if len(set(places)) < len(places):
-        raise InvalidInput(f"{', '.join(named)}: found one file for two of them, expected one each; name another")
+        raise typer.BadParameter(f"{', '.join(named)} name one file for two of them; give each its own")
     for option, path in named.items():
         if option == "--plot":
             check_plot(path, force=force)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from engram_tables.fetch.table import open_table
 from engram_tables.fetch.tiers.placed_memory import memory_nodes
 from engram_tables.measure.doctor.doctor import CHECKS
 from engram_tables.measure.doctor.findings import Placement, Severity
@@ -63,6 +64,17 @@ def test_a_published_table_is_as_large_as_it_is(engram: Engram, tmp_path: Path) 
     assert (room["severity"] == "fine") is fits
 
 
+def test_a_spec_is_as_large_as_its_codec_makes_it(engram: Engram, tiny_table: Path) -> None:
+    named = ("--spec", tiny_table.parent / "spec.json", "--placement", "dram", "--json")
+    with open_table(tiny_table) as table:
+        n_rows = sum(layer.n_rows for layer in table.spec.layers)
+    for options, row_bytes in ((("--codec", "f32"), 128), (("--codec", "bf16"), 64), (("--row-bytes", 50), 50)):
+        (record,) = engram("doctor", *named, *options).records()
+        assert record["file_bytes"] == n_rows * row_bytes
+    ran = engram("doctor", *named)
+    assert (ran.code, "--codec" in ran.err) == (3, True)
+
+
 @pytest.mark.skipif(any(not node.has_cpus for node in memory_nodes()), reason="this machine has memory without CPUs")
 def test_memory_without_cpus_that_is_not_there(engram: Engram) -> None:
     ran = engram("doctor", "--table-bytes", "1MB", "--placement", "cxl", "--json")
@@ -83,6 +95,10 @@ def test_without_a_table(engram: Engram) -> None:
     [
         (("--preset", "engram-27b", "--table-bytes", "1GB"), 2, "--table-bytes"),
         (("--placement", "moon"), 2, "moon"),
+        (("--codec", "bf16"), 2, "--codec"),
+        (("--preset", "engram-27b", "--codec", "bf16", "--row-bytes", "264"), 2, "--row-bytes"),
+        (("--preset", "engram-27b", "--codec", "none-such"), 3, "none-such"),
+        (("--table-bytes", "203"), 3, "203GB"),
         (("--preset", "none-such"), 3, "none-such"),
         (("--table-bytes", "many"), 3, "many"),
         (("--table-bytes", "1GB", "--build-into", "nowhere"), 3, "nowhere"),

@@ -16,6 +16,7 @@ from engram_tables.corpus.traffic.trace import open_trace
 from engram_tables.fetch.table import open_table
 from engram_tables.fetch.tiers.budget import MemoryTier, TierPlan
 from engram_tables.fetch.tiers.hot_list import read_hot_list
+from engram_tables.storage.bundles.choosing import ChosenIndex, choose
 
 from .conftest import Engram
 
@@ -219,7 +220,7 @@ def test_what_people_see(engram: Engram, home: Path) -> None:
                  "--streams", "2", "--record", "r.json", "--plot", "p.svg", "--bundles", home / "counts")  # fmt: skip
     assert ran.code == 0, ran.err
     for words in ("too short to tell", "By row, 2 streams, chunks of 8 tokens", "hit ratio, cold", "belady",
-                  "misses a token with lru", "reads a token"):  # fmt: skip
+                  "misses a token with lru", "reads a token", "behind a cache"):  # fmt: skip
         assert words in ran.out
     assert json.loads(Path("r.json").read_text())["runs"][0]["is_prefill"] is True
     assert "8 tokens" in Path("p.svg").read_text() or "chunks of 8" in Path("p.svg").read_text()
@@ -234,13 +235,10 @@ def test_what_people_see(engram: Engram, home: Path) -> None:
         (("--sizes", "64"), "expected 128 or more for one row"),
         (("--policy", "random"), "--policy: found 'random'"),
         (("--unit", "line"), "--unit: found 'line'"),
-        (("--layout", "page"), "add --unit page"),
         (("--unit", "page", "--layout", "planar"), "split"),
         (("--streams", "0"), "streams: found 0"),
         (("--streams", "x"), "--streams: found 'x'"),
         (("--warm-up", "1"), "warm-up: found 1.0"),
-        (("--chunk", "8", "--batch", "2"), "--batch, --chunk"),
-        (("--record", "x.json", "--hot-list", "x.json"), "one file for two"),
         (("--plot", "x.gif"), "'.gif'"),
         (("--bundles", "counts-missing"), "counts-missing"),
         (("--preset", "engram-demo"), "traced with the addressing"),
@@ -250,6 +248,85 @@ def test_what_is_refused(engram: Engram, home: Path, arguments: tuple[str, ...],
     ran = engram("simulate", home / "trace", "--row-bytes", ROW_BYTES, *arguments)
     assert ran.code == 3, ran.out
     assert words in ran.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--layout", "page"), "goes only with --unit page"),
+        (("--chunk", "8", "--batch", "2"), "give --batch or --chunk"),
+        (("--record", "x.json", "--hot-list", "x.json"), "one file for two"),
+        (("--codec", "f32"), "give --codec or --row-bytes"),
+        (("--spec", "a.json", "--preset", "engram-demo"), "exactly one of"),
+        (("--eos", "1"), "--eos"),
+    ],
+)
+def test_a_command_line_that_contradicts_itself_is_wrong_usage(
+    engram: Engram, home: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    ran = engram("simulate", home / "trace", "--row-bytes", ROW_BYTES, *arguments)
+    assert ran.code == 2, ran.out
+    assert words in " ".join(ran.err.replace("│", " ").split())
+
+
+def test_a_codec_says_how_long_a_row_is(engram: Engram, home: Path) -> None:
+    ran = engram("simulate", home / "trace", "--codec", "f32", "--sizes", "8kB", "--policy", "lru", "--json")
+    (record,) = ran.records()
+    assert (record["row_bytes"], record["codec"], record["row_bytes_source"]) == (ROW_BYTES, "f32", "codec")
+    given = simulated(engram, home / "trace", "--sizes", "8kB", "--policy", "lru")
+    assert record["curves"] == given["curves"]
+
+
+def ngram_misses(steps: list[list[int]], n_items: int, heads: int) -> list[list[int]]:
+    """Of each step, a token each, the rows that an LRU cache misses, by its layers' and orders' n-grams."""
+    cache: OrderedDict[int, None] = OrderedDict()
+    found = []
+    for step in steps:
+        found.append([sum(item not in cache for item in step[at : at + heads]) for at in range(0, len(step), heads)])
+        for item in step:
+            cache[item] = None
+            cache.move_to_end(item)
+        while len(cache) > n_items:
+            cache.popitem(last=False)
+    return found
+
+
+def test_reads_left_by_cache_and_bundles_are_bounded_by_what_is_counted(engram: Engram, home: Path) -> None:
+    """Every n-gram of a token is asked for by itself, as the reader does: the cache first, for each of its rows."""
+    budgets, sizes = (6000, 20_000, 10**6), (4480, 6400, 25_600)
+    record = simulated(engram, home / "trace", "--sizes", ",".join(map(str, sizes)), "--policy", "lru,tiered",
+                       "--bundles", home / "counts", "--bundle-budgets", ",".join(map(str, budgets)),
+                       "--unit", "row,page")  # fmt: skip
+    plain = simulated(engram, home / "trace", "--sizes", ",".join(map(str, sizes)), "--policy", "lru,tiered")
+    with open_trace(home / "trace") as trace:
+        spec, keys = trace.spec, trace.keys(0, trace.n_tokens)
+        rows = trace.rows(0, trace.n_tokens)
+        first = np.cumsum([0, *(layer.n_rows for layer in spec.layers)])[:-1]
+    items = (rows + first[None, :, None]).reshape(len(rows), -1).tolist()
+    with open_counts(home / "counts") as counts:
+        chosen = choose(counts, spec, row_bytes=ROW_BYTES, budget_bytes=budgets[-1])
+    ranks = ChosenIndex(chosen, spec, layer_id=spec.layer_ids[0]).ranks(np.ascontiguousarray(keys[:, 0]))
+    begin = record["runs"][0]["first_steady_step"]
+    for size in sizes:
+        misses = np.array(ngram_misses(items, size // ROW_BYTES, spec.heads[0]))
+        for state, part in (("cold", slice(begin)), ("steady", slice(begin, None))):
+            (point,) = [p for p in curve(record, "lru", state, unit="row")["points"] if p["cache_bytes"] == size]
+            assert [of["budget_bytes"] for of in point["bundled"]] == [0, *budgets]
+            for of in point["bundled"]:
+                limit = chosen.n_within(of["budget_bytes"])
+                has_bundle = np.tile((ranks >= 0) & (ranks < limit), (1, len(spec.layers)))
+                reads = np.where(has_bundle, np.minimum(misses, 1), misses)[part].sum(axis=1).mean()
+                assert of["reads_a_token_least"] <= reads + 1e-9
+                assert of["reads_a_token_most"] >= reads - 1e-9
+                if limit == 0:
+                    assert of["reads_a_token_least"] == of["reads_a_token_most"] == pytest.approx(reads)
+    # Hits are those without bundles: the cache is asked first.
+    for of in plain["curves"]:
+        there = curve(record, of["policy"], of["state"], unit="row")
+        assert there["classes"] == of["classes"]
+        assert [p["hit_ratio"] for p in there["points"]] == [p["hit_ratio"] for p in of["points"]]
+        assert all(p["bundled"] is None for p in of["points"])
+    assert all(p["bundled"] is None for of in record["curves"] if of["unit"] == "page" for p in of["points"])
 
 
 def test_a_corpus_needs_a_spec_and_a_row_length(engram: Engram, home: Path, tiny_vocab_file: Path) -> None:

@@ -159,5 +159,5 @@ def test_the_command(made: Made) -> None:
     ran = CliRunner().invoke(app, [*quickly, "--no-bundles", "--json"])
     assert json.loads(ran.stdout)["table"]["bundles"] is None
     ran = CliRunner().invoke(app, [*quickly, "--no-bundles", "--bundles", str(made.elsewhere)])
-    assert ran.exit_code == 3
-    assert "found both" in ran.stderr
+    assert ran.exit_code == 2
+    assert "give --bundles or --no-bundles" in ran.stderr

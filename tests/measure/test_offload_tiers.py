@@ -358,9 +358,9 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["--tier", "0"], 3, "budget of 0 bytes"),
         (["--tier", "1MiB,1MiB"], 3, "twice"),
         (["--tier", ""], 3, "size ''"),
-        (["--gpu-cache", "1MiB"], 3, "expected --to gpu"),
-        (["--hot-list", "x.parquet"], 3, "found nothing to fill"),
-        (["--fill-tokens", "5"], 3, "found nothing to fill"),
+        (["--gpu-cache", "1MiB"], 2, "goes only with --to gpu"),
+        (["--hot-list", "x.parquet"], 2, "--hot-list goes only with"),
+        (["--fill-tokens", "5"], 2, "--fill-tokens goes only with"),
         (["--tier", "1MiB", "--hot-list", str(tmp_path / "text.txt")], 3, "expected a hot list"),
         (["--tier", "1MiB", "--hot-list", str(tmp_path / "nothing")], 3, "nothing"),
     ):

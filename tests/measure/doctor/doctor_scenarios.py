@@ -126,6 +126,22 @@ def no_direct_reads(directory: Path) -> None:
         opened.engine("direct")
 
 
+def files_on_two_filesystems(directory: Path) -> None:
+    """A layer's files lie in memory, the others on the disk: both are named, and it is no table in memory."""
+    table = made(directory)
+    one, other = sorted(path for path in table.iterdir() if path.is_dir())
+    shutil.copytree(other, directory / "copied")
+    own_mounts()
+    mount("none", other, "tmpfs", options="size=64m")
+    shutil.copytree(directory / "copied", other, dirs_exist_ok=True)
+    record = diagnose(table)
+    assert record["placement"] is Placement.NVME
+    found = check(record, "filesystem", FINE)["found"]
+    assert str(one) in found, found
+    assert f"{other}/" in found, found
+    assert "tmpfs of" in found, found
+
+
 def files_in_user_space(directory: Path) -> None:
     """FUSE: every read goes through a program, and io_uring is refused."""
     with faulty(directory, Fault(start=0, stop=0)) as (table, _):
@@ -249,7 +265,8 @@ def nothing_is_written(directory: Path) -> None:
 SCENARIOS: dict[str, Callable[[Path], None]] = {
     scenario.__name__: scenario
     for scenario in (
-        small_shared_memory, locked_memory, open_files, no_direct_reads, files_in_user_space, broken_device, full_disk,
+        small_shared_memory, locked_memory, open_files, no_direct_reads, files_on_two_filesystems,
+        files_in_user_space, broken_device, full_disk,
         read_only_disk, short_files, no_io_uring, few_addresses, nothing_is_written,
     )
 }  # fmt: skip

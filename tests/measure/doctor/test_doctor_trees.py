@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from recorded_machines import GB, TREES, lay, look, write
 
+from engram_tables.measure.doctor.case import Case
+from engram_tables.measure.doctor.checks_processors import without_gpu
 from engram_tables.measure.doctor.doctor import CHECKS, record_of
 from engram_tables.measure.doctor.findings import Placement, Severity, worst
 from engram_tables.measure.doctor.subject import PROCESS_BYTES, Subject
@@ -300,3 +303,40 @@ def test_pages_are_those_of_the_mount_that_has_the_table(
     found = look(system, "shm", GB, path=Path("/memory/table"))["memory-huge-pages"]
     assert found.severity is severity
     assert "/memory" in found.found
+
+
+def test_every_filesystem_of_the_files_is_looked_at(tmp_path: Path) -> None:
+    system = lay("server", tmp_path)
+    files = (Path("/home/models/1"), Path("/data/models/2"), Path("/net share/3"))
+    found = look(system, "nvme", GB, path=Path("/home/models"), files=files)
+    assert found["filesystem"].severity is SLOW
+    for words in ("/home/models/1: ext4 of", "/data/models/2: xfs of", "/net share/3: nfs4 of"):
+        assert words in found["filesystem"].found
+    alone = look(system, "nvme", GB, path=Path("/data/models"))["scheduler"]
+    assert found["scheduler"].severity is alone.severity is SLOW
+    assert found["scheduler"].command == alone.command
+    # One that cannot be looked at does not hide another that is slow, and is told beside one that is fine.
+    assert "/net share/3: nfs4 on /net share shows no block device" in found["scheduler"].found
+    assert look(system, "nvme", GB, files=files[::2])["queue-depth"].severity is UNSEEN
+
+
+def test_files_are_in_memory_where_all_are(tmp_path: Path) -> None:
+    system = lay("server", tmp_path)
+    memory, disk = Path("/dev/shm/1"), Path("/data/2")
+    for files, is_in_memory in (((memory,), True), ((memory, disk), False), ((disk, memory), False)):
+        subject = Subject(path=Path("/table"), files=files, file_bytes=GB, device_bytes=GB)
+        assert subject.is_in_memory(system) is is_in_memory
+        assert subject.host_bytes(system, Placement.DRAM) == PROCESS_BYTES + (0 if is_in_memory else GB)
+
+
+@pytest.mark.parametrize("has_driver", [False, True])
+def test_the_remedy_is_for_what_is_missing(has_driver: bool, tmp_path: Path) -> None:
+    system = lay("vm", tmp_path)
+    if has_driver:
+        write(tmp_path, "/proc/driver/nvidia/version", "NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86\n")
+    tries = Tries(None, system)
+    case = Case(system=system, subject=Subject(), placement=Placement.GPU, tries=tries)
+    remedy, command = without_gpu(case)
+    assert ("load the NVIDIA driver" in remedy) is not has_driver
+    assert command.startswith("pip install") is (has_driver and not tries.has_cupy)
+    assert tries.has_cupy is (find_spec("cupy") is not None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engram_tables.measure.doctor.findings import Placement
 from engram_tables.measure.doctor.subject import Subject
@@ -19,6 +19,13 @@ class Case:
     placement: Placement
     tries: Tries
 
+    def of_each_place(self) -> tuple[Case, ...]:
+        """The same for each filesystem that holds files of the table; as it is where that is one."""
+        files = self.subject.files
+        if len(files) < 2:
+            return (self,)
+        return tuple(replace(self, subject=replace(self.subject, files=(file,))) for file in files)
+
     @property
     def host_bytes(self) -> int | None:
         """Host memory that is still to be taken; None where no size was named."""
@@ -26,7 +33,7 @@ class Case:
 
     @property
     def mount(self) -> Mount | None:
-        """Of the table's files."""
+        """Of the table's first file."""
         return None if self.subject.place is None else self.system.mount_of(self.subject.place)
 
     def is_for(self, *placements: Placement) -> bool:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import PurePosixPath
 
 from engram_tables.fetch.engines.ladder import Rung
 from engram_tables.fetch.engines.queued import DEPTH
 from engram_tables.measure.doctor.case import Case
-from engram_tables.measure.doctor.findings import Finding, Placement, Severity, could_not_look, not_applicable
+from engram_tables.measure.doctor.findings import (
+    Finding,
+    Placement,
+    Severity,
+    could_not_look,
+    gravest,
+    not_applicable,
+)
 from engram_tables.measure.doctor.subject import MEMORY_FILESYSTEMS
 
 _NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "virtiofs", "ceph", "lustre", "gpfs", "beegfs", "glusterfs",
@@ -19,8 +28,22 @@ _ROW_READ_KIB = 4
 _MOST_READ_AHEAD_KIB = 16
 _NOT_TRIED = "; whether the files are read past the page cache, where it does not matter, was not tried"
 _NOT_READ = "rows are read from files once, to fill memory"
+_OWN_BUNDLES = "bundles that were built from these very rows"
+_Check = Callable[[Case], Finding]
 
 
+def _of_all_files(check: _Check) -> _Check:
+    """A check of one filesystem or device as one of all that hold files of the table: what is gravest of them."""
+
+    @functools.wraps(check)
+    def of_each(case: Case) -> Finding:
+        cases = case.of_each_place()
+        return check(case) if len(cases) == 1 else gravest((str(one.subject.place), check(one)) for one in cases)
+
+    return of_each
+
+
+@_of_all_files
 def filesystem(case: Case) -> Finding:
     """What kind of filesystem holds the files, and what that costs a read of one row."""
     name, mount, place = "filesystem", case.mount, case.subject.place
@@ -38,6 +61,20 @@ def filesystem(case: Case) -> Finding:
     return Finding(
         check=name, severity=Severity.WILL_BE_SLOW, found=f"{found}: {slow}", limit=limit, remedy=remedy,
         command=f"cp -rL {case.subject.path or place} /path/on/local/nvme",
+    )  # fmt: skip
+
+
+def bundles(case: Case) -> Finding:
+    """Whether bundles in the table's directory are of its rows: with others it does not open."""
+    name, place = "bundles", case.subject.bundles
+    if place is None:
+        return not_applicable(name, "no bundles in the table", "hot n-grams by one read each are a choice")
+    if case.tries.why_no_bundles is None:
+        return Finding(check=name, severity=Severity.FINE, found=f"{place}: of this table", limit=_OWN_BUNDLES)
+    return Finding(
+        check=name, severity=Severity.WILL_FAIL, found=case.tries.why_no_bundles, limit=_OWN_BUNDLES,
+        remedy="build them again, or move them out of the table; without them its rows are all there",
+        command=f"mv {place} {case.subject.path}.bundles",
     )  # fmt: skip
 
 
@@ -145,6 +182,7 @@ def libaio(case: Case) -> Finding:
     )
 
 
+@_of_all_files
 def read_ahead(case: Case) -> Finding:
     """How much the kernel reads beside one row where rows are read through the page cache."""
     queue = _queue(case, "read-ahead")
@@ -171,6 +209,7 @@ def read_ahead(case: Case) -> Finding:
     )
 
 
+@_of_all_files
 def scheduler(case: Case) -> Finding:
     """Whether the device's scheduler spends time on every read."""
     queue = _queue(case, "scheduler")
@@ -190,6 +229,7 @@ def scheduler(case: Case) -> Finding:
     )
 
 
+@_of_all_files
 def queue_depth(case: Case) -> Finding:
     """Whether the device's queue takes as many reads as one thread keeps in flight."""
     queue = _queue(case, "queue-depth")
@@ -212,6 +252,7 @@ def queue_depth(case: Case) -> Finding:
     )
 
 
+@_of_all_files
 def rotational(case: Case) -> Finding:
     """Whether the device turns: a hundred rows a second, not a hundred thousand."""
     queue = _queue(case, "rotational")

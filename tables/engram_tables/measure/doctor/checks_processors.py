@@ -17,6 +17,7 @@ from engram_tables.measure.doctor.tries import REGISTERED_BYTES, STEAL_SECONDS
 from engram_tables.threads import resolve_threads
 from engram_tables.units import format_bytes
 
+_DRIVER = "/proc/driver/nvidia/version"
 _CPUS = "/sys/devices/system/cpu"
 # Drivers whose "powersave" is a policy that speeds up under load, not the lowest frequency.
 _SPEED_UP_BY_THEMSELVES = ("intel_pstate", "amd-pstate-epp", "amd_pstate_epp")
@@ -61,7 +62,7 @@ def stolen_time(case: Case) -> Finding:
         check="cpu-steal",
         severity=Severity.FINE if is_fine else Severity.WILL_BE_SLOW,
         found=words,
-        limit=f"{_MOST_STOLEN_PERCENT:g} %",
+        limit=f"at most {_MOST_STOLEN_PERCENT:g} %{'' if just_now is None else ' just now'}",
         remedy=None if is_fine else "take a machine whose CPUs are its own, or measure at a quieter time",
         found_value=round(percent, 2),
         limit_value=_MOST_STOLEN_PERCENT,
@@ -98,16 +99,31 @@ def gpu(case: Case) -> Finding:
         return not_applicable("gpu", "not looked for", "rows do not go to a GPU")
     if not case.tries.is_live:
         return could_not_look("gpu", str(why))
-    return Finding(
-        check="gpu",
-        severity=Severity.FINE if why is None else Severity.WILL_FAIL,
-        found="usable" if why is None else why,
-        limit="a driver, a device, and CuPy for its version",
-        remedy=None
-        if why is None
-        else "see `nvidia-smi`, and give the container its devices (`docker run --gpus all`)",
-        command=None if why is None else "pip install 'engram-tables[gpu-cuda12]'",
-    )
+    limit = "a driver, a device, and CuPy for its version"
+    if why is None:
+        return Finding(check="gpu", severity=Severity.FINE, found="usable", limit=limit)
+    remedy, command = without_gpu(case)
+    return Finding(check="gpu", severity=Severity.WILL_FAIL, found=why, limit=limit, remedy=remedy, command=command)
+
+
+def without_gpu(case: Case) -> tuple[str, str]:
+    """What is missing first: the driver, which no package brings; its devices; or CuPy."""
+    if case.system.text(_DRIVER) is None:
+        remedy = (
+            "install and load the NVIDIA driver on the host of a machine with a GPU; a container gets it from there "
+            "(`docker run --gpus all`)"
+        )
+        return remedy + (
+            "" if case.tries.has_cupy else ", and CuPy by the extra gpu-cuda12 or gpu-cuda13"
+        ), "nvidia-smi"
+    if not case.tries.has_cupy:
+        return "install CuPy for the driver's version, which `nvidia-smi` tells", (
+            "pip install 'engram-tables[gpu-cuda12]'"
+        )
+    return (
+        "see whether `nvidia-smi` lists a GPU that CuPy's version of CUDA drives; give a container its devices "
+        "(`docker run --gpus all`)"
+    ), "nvidia-smi"
 
 
 def gpu_memory(case: Case) -> Finding:

@@ -33,6 +33,7 @@ CHECKS: tuple[Callable[[Case], Finding], ...] = (
     checks_memory.mappings,
     checks_limits.address_space,
     checks_files.filesystem,
+    checks_files.bundles,
     checks_files.any_reads,
     checks_files.direct_reads,
     checks_files.io_uring,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from engram_tables.units import format_bytes
@@ -28,6 +28,11 @@ class Severity(StrEnum):
     FINE = "fine"
     COULD_NOT_LOOK = "could-not-look"
     NOT_APPLICABLE = "not-applicable"
+
+
+_GRAVITY = (
+    Severity.WILL_FAIL, Severity.WILL_BE_SLOW, Severity.COULD_NOT_LOOK, Severity.FINE, Severity.NOT_APPLICABLE,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +98,18 @@ def at_least_bytes(
         limit_value=needed_bytes,
         unit="B",
     )
+
+
+def gravest(findings: Iterable[tuple[str, Finding]]) -> Finding:
+    """One finding of several places' by their names: the gravest, with what was found in each where they differ.
+
+    The first of equally grave ones; one or more have to be given.
+    """
+    named = list(findings)
+    chosen = min((finding for _, finding in named), key=lambda finding: _GRAVITY.index(finding.severity))
+    if len({finding.found for _, finding in named}) == 1:
+        return chosen
+    return replace(chosen, found="; ".join(f"{place}: {finding.found}" for place, finding in named))
 
 
 def worst(findings: Iterable[Finding]) -> Severity:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import time
 from functools import cached_property
+from importlib.util import find_spec
 
 import numpy as np
 
-from engram_tables.errors import BackendUnavailable, CapacityError
+from engram_tables.errors import BackendUnavailable, CapacityError, EngramError
+from engram_tables.fetch.bundles import Bundles
 from engram_tables.fetch.engines.auto import READ_ORDER
 from engram_tables.fetch.engines.copying import GatherEngine
 from engram_tables.fetch.engines.ladder import Rung, probe
@@ -21,6 +23,7 @@ from engram_tables.fetch.gpu.runtime import cuda_device, why_no_gpu
 from engram_tables.fetch.table import Table
 from engram_tables.measure.doctor.system import System
 from engram_tables.memory import aligned_bytes
+from engram_tables.storage.bundles.bundle_manifest import DIRECTORY_NAME as BUNDLES_NAME
 from engram_tables.units import PAGE_BYTES
 
 REGISTERED_BYTES = 64 << 20
@@ -63,6 +66,17 @@ class Tries:
             return f"{error} ({'; '.join(getattr(error, '__notes__', ())) or 'read one after the other'})"
         return None
 
+    @cached_property
+    def why_no_bundles(self) -> str | None:
+        """Why the bundles in the table's directory are refused; None where they are taken, or there are none."""
+        if self.table is None or not (place := self.table.path / BUNDLES_NAME).is_dir():
+            return None
+        try:
+            Bundles(self.table.stored, place).close()
+        except (EngramError, OSError) as error:
+            return str(error)
+        return None
+
     def queue(self, engine: str) -> Rung | None:
         """`uring` or `aio`: on the table's files, or the system's part of it alone; None on a recorded machine."""
         if not self.is_live:
@@ -83,6 +97,11 @@ class Tries:
     def why_no_gpu(self) -> str | None:
         """Why there is none; None where there is one."""
         return "a recorded machine has none to ask" if not self.is_live else why_no_gpu()
+
+    @property
+    def has_cupy(self) -> bool:
+        """Whether CuPy is installed, usable or not."""
+        return find_spec("cupy") is not None
 
     @cached_property
     def gpu_free_bytes(self) -> int | None:

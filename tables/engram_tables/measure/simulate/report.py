@@ -21,6 +21,7 @@ from engram_tables.measure.caches.replays import Watch
 from engram_tables.measure.caches.sampling import N_SLICES
 from engram_tables.measure.caches.tiered import tier_shape
 from engram_tables.measure.environment import command_line, describe
+from engram_tables.measure.simulate.bundle_sweep import BundleSweep
 from engram_tables.measure.simulate.hot_rows import items_of
 from engram_tables.measure.simulate.opening import Text
 from engram_tables.measure.simulate.representative import repetition_of
@@ -92,6 +93,7 @@ def simulate_text(
     plan: SimulatePlan,
     *,
     hot_list: HotList | None = None,
+    bundles: BundleSweep | None = None,
     stage: Stage = unwatched,
 ) -> dict[str, Any]:
     """Simulate caches on a text; the record.
@@ -101,6 +103,8 @@ def simulate_text(
     hot_list
         What `static` holds and `tiered` begins with. Without one `static` takes the rows that the warm-up looks up
         most, and `tiered` begins empty.
+    bundles
+        Of this text: what caches of rows leave to read is told for each budget, too.
 
     Raises
     ------
@@ -130,7 +134,7 @@ def simulate_text(
         planned = schedule(lookups, turns)
         for unit in units:
             run = _Run(unit, turns, planned, planned.first_step_from(plan.warm_up))
-            done = _Simulating(run, lookups, rows, plan, hot, stage)
+            done = _Simulating(run, lookups, rows, plan, hot, bundles, stage)
             curves += done.curves()
             runs.append(done.description)
             left_out += done.left_out
@@ -153,7 +157,7 @@ def simulate_text(
         "curves": curves,
         "left_out": left_out,
         "hot_list": None,
-        "bundles": None,
+        "bundles": None if bundles is None else bundles.record,
     }
 
 
@@ -162,10 +166,12 @@ class _Simulating:
 
     def __init__(
         self, run: _Run, lookups: Lookups, rows: RowBytes, plan: SimulatePlan, hot: NDArray[np.uint64] | None,
-        stage: Stage,
+        bundles: BundleSweep | None, stage: Stage,
     ) -> None:  # fmt: skip
         self.run, self.plan, self.left_out = run, plan, list[dict[str, Any]]()
         self._lookups, self._rows, self._hot = lookups, rows, hot
+        # A page holds rows of many n-grams, and is in no bundle.
+        self._bundles = bundles if run.unit.name == ROW else None
         unit, turns = run.unit, run.turns
         name = f"{unit.name}s, {turns.n_streams} stream{'s' if turns.n_streams > 1 else ''}"
         if turns.is_prefill:
@@ -175,7 +181,7 @@ class _Simulating:
         with stage(f"looking up ({name})", "tokens") as progress:
             self._accesses = accesses_of(
                 lookups, run.planned, unit, rate=rate, first_steady_step=run.first_steady_step,
-                threads=plan.threads, progress=progress,
+                groups=None if self._bundles is None else self._bundles.groups, threads=plan.threads, progress=progress,
             )  # fmt: skip
         self._n_distinct_cold = self._count_cold(self._accesses)
         with stage(f"simulating ({name})", "accesses") as progress:
@@ -205,7 +211,8 @@ class _Simulating:
     def _rate(self) -> float:
         """The share of items that the memory holds: all, or one in a whole number."""
         most = self.run.planned.order.size * len(self._lookups.spec.layers) * self._lookups.spec.n_columns
-        for_accesses = self.plan.memory_bytes - SCHEDULE_BYTES * self._lookups.n_tokens
+        beside_bytes = SCHEDULE_BYTES + (0 if self._bundles is None else len(self._lookups.spec.orders))
+        for_accesses = self.plan.memory_bytes - beside_bytes * self._lookups.n_tokens
         return 1 / max(1, -(-most * ACCESS_BYTES // max(for_accesses, _LEAST_BYTES)))
 
     def _check_sample(self, rate: float) -> None:
@@ -273,6 +280,8 @@ class _Simulating:
         turns, unit = self.run.turns, self.run.unit
         sizes = self._tiered_sizes if curve.policy == Policy.TIERED else list(self.plan.sizes_bytes)
         ratios, misses = curve.hit_ratios(state), curve.step_misses
+        n_hits, n_accesses = self._by_class(curve, state)
+        left = self._reads_left(n_accesses, n_hits, state)
         points = [
             {
                 "cache_bytes": size,
@@ -282,6 +291,7 @@ class _Simulating:
                 "is_full": self._n_distinct_cold >= int(curve.sizes_items[at]),
                 "misses_a_token_p50": None if misses is None else _counted(misses.p50[state, at]),
                 "misses_a_token_p99": None if misses is None else _counted(misses.p99[state, at]),
+                "bundled": left[at],
             }
             for at, size in enumerate(sizes)
         ]
@@ -302,11 +312,34 @@ class _Simulating:
                 {
                     "layer_id": layer_id,
                     "order": order,
-                    "hit_ratios": [_known(ratio) for ratio in curve.hit_ratios(state, nth)],
+                    "hit_ratios": [_known(ratio) for ratio in _ratios(n_hits[:, nth].sum(axis=1), n_accesses[nth])],
                 }
                 for nth, (layer_id, order) in enumerate(named)
             ],
         }
+
+    def _by_class(self, curve: Curve, state: State) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Hits (sizes, classes, groups) and accesses (classes, groups); one group without bundles."""
+        n_groups = 1 if self._bundles is None else self._bundles.groups.n_groups
+        n_hits, n_accesses = curve.n_hits[state], curve.n_accesses[state]
+        return n_hits.reshape(len(n_hits), -1, n_groups), n_accesses.reshape(-1, n_groups)
+
+    def _reads_left(
+        self, n_accesses: NDArray[np.int64], n_hits: NDArray[np.int64], state: State
+    ) -> list[list[dict[str, Any]] | None]:
+        """Of each size what bundles of each budget leave to read; None without bundles or a token."""
+        planned, spec = self.run.planned, self._lookups.spec
+        n_cold = int(planned.step_starts[self.run.first_steady_step])
+        n_tokens = n_cold if state is State.COLD else planned.order.size - n_cold
+        if self._bundles is None or not n_tokens:
+            return [None] * len(n_hits)
+        return [
+            self._bundles.reads_left(
+                n_accesses - of_size, n_accesses, heads=spec.heads * len(spec.layers),
+                n_tokens=n_tokens * self._accesses.sample_rate,
+            )
+            for of_size in n_hits
+        ]  # fmt: skip
 
 
 class _Parts:
@@ -333,6 +366,11 @@ def _check_sizes(plan: SimulatePlan, units: Sequence[Unit]) -> None:
 def _counted(a_token: np.float64) -> float | None:
     """Misses of a token, of the steps' one at a rank; None where there is no step."""
     return None if a_token < 0 else float(a_token)
+
+
+def _ratios(n_hits: NDArray[np.int64], n_accesses: NDArray[np.int64]) -> NDArray[np.float64]:
+    n_all = int(n_accesses.sum())
+    return n_hits / n_all if n_all else np.full(n_hits.shape, np.nan)
 
 
 def _known(ratio: Any) -> float | None:

@@ -163,14 +163,39 @@ class Turns:
     def __post_init__(self) -> None:
         if not 1 <= self.n_streams <= 65_536 or self.tokens_a_turn < 1:
             raise InvalidInput(
-                f"streams: found {self.n_streams} of {self.tokens_a_turn} tokens a turn, expected 1 to 65,536 of 1 or "
-                "more; choose others"
+                f"streams: found {self.n_streams:,}, expected 1 to 65,536; choose another number"
+                if self.tokens_a_turn >= 1
+                else f"tokens of a batch or chunk: found {self.tokens_a_turn:,}, expected 1 or more; choose another"
             )
 
     @property
     def tokens_a_step(self) -> int:
         """Tokens of a step while every stream has some."""
         return self.tokens_a_turn * (1 if self.is_prefill else self.n_streams)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Groups:
+    """Which of some groups each n-gram of a text is in.
+
+    Attributes
+    ----------
+    of_ngrams
+        uint8 (tokens, orders), below `n_groups`; the same in every layer.
+    order_of_column
+        int64 (columns,): the place of each column's order.
+    """
+
+    of_ngrams: NDArray[np.uint8]
+    order_of_column: NDArray[np.int64]
+    n_groups: int
+
+    def divide(self, classes: NDArray[np.uint8], tokens: NDArray[np.int64], shape: tuple[int, ...]) -> None:
+        """Make classes of rows, (tokens x layers x columns,), classes of groups, in place."""
+        of_rows = self.of_ngrams[tokens][:, self.order_of_column]
+        found = classes.reshape(len(tokens), *shape)
+        found *= np.uint8(self.n_groups)
+        found += of_rows[:, None, :]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -248,6 +273,7 @@ def accesses_of(
     *,
     rate: float = 1.0,
     first_steady_step: int = 0,
+    groups: Groups | None = None,
     threads: int | None = None,
     progress: ProgressHook | None = None,
 ) -> Accesses:
@@ -259,6 +285,9 @@ def accesses_of(
         The share of the items to keep; a sample is taken as the accesses are made, which are never all there.
     first_steady_step
         Of the schedule; a sample remembers what the whole has before and after.
+    groups
+        Parts of every class, which are counted apart: class c becomes c * n_groups, and the group of its n-gram on
+        top. Rows alone have them.
     progress
         Called with tokens.
 
@@ -267,8 +296,9 @@ def accesses_of(
     Nine bytes an access that is kept, twice that for a sample, beside `SCHEDULE_BYTES` a token of the schedule.
     """
     of_column, named = classes_of(lookups.spec)
-    made = _Making(lookups, planned, unit, of_column, resolve_threads(threads))
-    sampler = Sampler(rate=rate, n_items=unit.n_items, n_classes=len(named), first_steady_step=first_steady_step)
+    n_classes = _n_classes(len(named), groups)
+    made = _Making(lookups, planned, unit, of_column, groups, resolve_threads(threads))
+    sampler = Sampler(rate=rate, n_items=unit.n_items, n_classes=n_classes, first_steady_step=first_steady_step)
     # Memory that is never written is never taken: pages a row are few on average, and here it is their bound.
     most = planned.order.size * of_column.size * unit.most_items_a_row if rate == 1 else 0
     items, classes = np.empty(most, np.uint64), np.empty(most, np.uint8)
@@ -288,8 +318,18 @@ def accesses_of(
         return sampler.accesses()
     return Accesses(
         items=items[:n_made], classes=classes[:n_made], step_starts=np.concatenate(starts), n_items=unit.n_items,
-        n_classes=len(named), step_tokens=np.diff(planned.step_starts),
+        n_classes=n_classes, step_tokens=np.diff(planned.step_starts),
     )  # fmt: skip
+
+
+def _n_classes(n_named: int, groups: Groups | None) -> int:
+    n_groups = 1 if groups is None else groups.n_groups
+    if n_named * n_groups > MOST_CLASSES:
+        raise InvalidInput(
+            f"bundle budgets: found {n_groups - 1} for {n_named} pairs of layer and order, expected "
+            f"{MOST_CLASSES // n_named - 1} at most; give fewer"
+        )
+    return n_named * n_groups
 
 
 def _windows(step_starts: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
@@ -306,10 +346,11 @@ class _Making:
     """Makes the accesses of some steps after the other."""
 
     def __init__(
-        self, lookups: Lookups, planned: Schedule, unit: Unit, classes_of: NDArray[np.uint8], threads: int
-    ) -> None:
+        self, lookups: Lookups, planned: Schedule, unit: Unit, classes_of: NDArray[np.uint8], groups: Groups | None,
+        threads: int,
+    ) -> None:  # fmt: skip
         self._lookups, self._planned, self._unit = lookups, planned, unit
-        self._classes_of, self._threads = classes_of, threads
+        self._classes_of, self._groups, self._threads = classes_of, groups, threads
 
     def steps(self, first: int, stop: int) -> tuple[NDArray[np.uint64], NDArray[np.uint8], NDArray[np.int64]]:
         """Items, classes and step starts of steps first … stop - 1."""
@@ -329,6 +370,8 @@ class _Making:
             self._slices(lambda a, b: kernels.place_pages(rows, places, a, b, arrays, of, bounds, items, classes), n)
         else:
             self._slices(lambda a, b: kernels.place_rows(rows, places, a, b, arrays, of, items, classes), n)
+            if self._groups is not None:
+                self._groups.divide(classes, tokens, of.shape)
         return items, classes, bounds[step_starts - step_starts[0]]
 
     def _rows(self, tokens: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

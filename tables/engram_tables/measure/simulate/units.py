@@ -32,7 +32,7 @@ class RowBytes:
     codec, row_width
         Whose sections a planar file keeps apart; `opaque-N` where only the length is known.
     source
-        `published` or `given`.
+        `published`, `given`, or `codec`: by the spec's width.
     """
 
     codec: str
@@ -45,14 +45,16 @@ class RowBytes:
         return get_layout(SPLIT if name == PLANAR else name, get_codec(self.codec), self.row_width)
 
 
-def row_bytes_of(spec: AddressSpec, given: int | None) -> RowBytes:
-    """The length of a row: as given, else as the preset of the spec's name is published.
+def row_bytes_of(spec: AddressSpec, given: int | None, *, codec: str | None = None) -> RowBytes:
+    """The length of a row: as given, as the codec makes it, else as the preset of the spec's name is published.
 
     Raises
     ------
     InvalidInput
-        Nothing given, and no preset of that name.
+        Nothing given, and no preset of that name; bytes and a codec; no such codec, or a spec without a row width.
     """
+    if codec is not None:
+        return _coded(spec, given, codec)
     published = {table.name: table for table in published_tables()}.get(spec.name)
     if published is not None and given in (None, published.row_bytes):
         width = published.outline.row_width
@@ -61,9 +63,20 @@ def row_bytes_of(spec: AddressSpec, given: int | None) -> RowBytes:
         return RowBytes(codec=published.codec, row_width=width, n_bytes=published.row_bytes, source=source)
     if given is None:
         raise InvalidInput(
-            f"spec {spec.name}: found no published row length, expected the bytes of a row; give --row-bytes"
+            f"spec {spec.name}: found no published row length, expected a codec or the bytes of a row; give --codec, "
+            "as bf16 or fp8-e4m3-e8m0, or --row-bytes"
         )
     return RowBytes(codec=f"opaque-{given}", row_width=1, n_bytes=given, source="given")
+
+
+def _coded(spec: AddressSpec, given: int | None, codec: str) -> RowBytes:
+    if given is not None:
+        raise InvalidInput(f"row bytes: found {given} and the codec {codec}, expected one of them; leave one out")
+    # Rows of an opaque codec are as many bytes at any width.
+    width = spec.row_width or (1 if codec.startswith("opaque-") else None)
+    if width is None:
+        raise InvalidInput(f"spec {spec.name}: found no row width, expected one for {codec}; give --row-bytes")
+    return RowBytes(codec=codec, row_width=width, n_bytes=get_codec(codec).row_bytes(width), source="codec")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -152,7 +152,7 @@ class BundleManifest:
             raise SpecMismatch(
                 f"{path}: found bundles of addressing {found[0]}, rows of {found[1]} bytes in codec {found[2]}, "
                 f"expected {expected[0]}, {expected[1]} bytes and {expected[2]} as the table has; {_BUILD_AGAIN}, or "
-                "open the table without them"
+                "move that directory away"
             )
         shapes = {
             "orders": (self.orders, spec.orders),
