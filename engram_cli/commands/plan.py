@@ -11,6 +11,7 @@ import typer
 from engram_cli import console
 from engram_cli.commands.plan_view import show_allocation, show_plan
 from engram_cli.options import Eos, Force, JsonFlag, LayerIds, ModelPath, Preset, SpecFile, VocabFile
+from engram_cli.spec_source import table_sizes
 
 if TYPE_CHECKING:
     from engram_tables.measure.planning.figures import Figure
@@ -115,7 +116,10 @@ def plan(
     bundle_reads: Annotated[
         float | None,
         typer.Option(
-            "--bundle-reads", metavar="N", help="Reads a token with these bundles; `simulate --bundles` tells them."
+            "--bundle-reads",
+            metavar="N",
+            help="Reads a token that reach the disk with these bundles, behind --cache if there is one; a record of "
+            "`simulate --bundles` (--hit-curve) tells them.",
         ),
     ] = None,
     to: Annotated[str, typer.Option("--to", metavar="host|gpu", help="Whose memory the rows are brought to.")] = "host",
@@ -134,7 +138,8 @@ def plan(
     Placements are gpu, pinned, dram, shm, cxl, nvme-planar, nvme-packed, nvme-page and nvme-bundled. Every figure says
     where it comes from: measured (a record, or --probe), given (an option), published, assumed or computed. What is
     given comes before what is measured. --probe reads a table's file, or writes 1 GiB into a folder and removes it; it
-    changes no setting.
+    changes no setting. The exit status is 0 whatever the verdicts are: scripts read `best` of --json, null where
+    nothing is known to be fine.
 
     \b
     Examples:
@@ -156,7 +161,7 @@ def plan(
         refuse_existing(record_file, force=force)
     chosen = [_choice("--placement", word, Placement) for word in placement or []] or list(Placement)
     to_gpu = _choice_of("--to", to, ("host", "gpu")) == "gpu"
-    table = _table(
+    table = table_sizes(
         preset=preset, spec=spec, model=model, eos=eos, layers=layers, vocab=vocab, codec=codec, row_bytes=row_bytes
     )
     load = make_load(
@@ -226,7 +231,6 @@ def allocate(
       engram plan allocate --parameters 18.5e9 --orders 2,3 --heads 8 --row-width 80 --codec bf16
       engram plan allocate --rows-per-head 16000000 --orders 2,3,4 --row-width 256 --codec fp8-e4m3-e8m0
     """
-    from engram_tables.errors import InvalidInput
     from engram_tables.files import refuse_existing
     from engram_tables.measure.planning.allocate import CODECS, RULE_SHARES, Budget, TableShape
     from engram_tables.measure.planning.allocate import allocate as allocated
@@ -235,7 +239,9 @@ def allocate(
     if record_file is not None:
         refuse_existing(record_file, force=force)
     if rows_per_head is not None and (parameters is not None or total is not None):
-        raise InvalidInput("--rows-per-head: found a budget too, expected one of them; leave one out")
+        raise typer.BadParameter("--rows-per-head: found a budget too, expected one of them; leave one out")
+    if rows_per_head is None and parameters is None and (total is None or active is None):
+        raise typer.BadParameter("a budget: found none, expected --total and --active, --parameters or --rows-per-head")
     record = allocated(
         Budget(
             table_parameters=_count("--parameters", parameters),
@@ -262,32 +268,18 @@ def _tell(record: dict[str, Any], file: Path | None, *, force: bool, as_json: bo
         show(record)
 
 
-def _table(
-    *, preset: str | None, spec: Path | None, model: str | None, eos: int | None, layers: str | None,
-    vocab: Path | None, codec: str | None, row_bytes: int | None,
-) -> TableSizes:  # fmt: skip
-    """A preset's sizes are known even where its layers or its vocabulary are not."""
-    from engram_tables.measure.planning.sizes import sizes_of_preset, sizes_of_spec
-
-    if preset is not None and (spec, model, eos, layers, vocab) == (None,) * 5:
-        return sizes_of_preset(preset, codec=codec, row_bytes=row_bytes)
-    from engram_cli.spec_source import resolve_spec
-
-    resolved = resolve_spec(preset=preset, spec=spec, model=model, eos=eos, layers=layers, vocab=vocab)
-    return sizes_of_spec(resolved, codec=codec, row_bytes=row_bytes)
-
-
 def _curve(
     file: Path | None, hit_ratio: float | None, policy: str | None, streams: int, table: TableSizes
 ) -> HitCurve | None:
-    from engram_tables.errors import InvalidInput
     from engram_tables.measure.planning.hit_curve import constant_curve, curve_of_record
     from engram_tables.measure.planning.machine import read_record
 
     if file is not None and hit_ratio is not None:
-        raise InvalidInput("--hit-curve, --hit-ratio: found both, expected one of them; leave one out")
+        raise typer.BadParameter("--hit-curve, --hit-ratio: found both, expected one of them; leave one out")
     if policy is not None and file is None:
-        raise InvalidInput("--policy: found no --hit-curve, expected it, whose policy it is; give both or neither")
+        raise typer.BadParameter(
+            "--policy: found no --hit-curve, expected it, whose policy it is; give both or neither"
+        )
     if file is not None:
         name, record = read_record(file)
         return curve_of_record(

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from engram_tables.errors import InvalidInput
 from engram_tables.measure.planning.allocate import Budget, TableShape, allocate
 from engram_tables.measure.planning.disk import Burst, Disk, disk_by_hand
-from engram_tables.measure.planning.figures import LEAST_FIGURE, MOST_FIGURE, USUAL, Origin, given
+from engram_tables.measure.planning.figures import LEAST_FIGURE, MOST_FIGURE, USUAL, Figure, Origin, given
 from engram_tables.measure.planning.hit_curve import constant_curve, curve_of_record
 from engram_tables.measure.planning.load import Load, make_load
 from engram_tables.measure.planning.machine import make_machine
 from engram_tables.measure.planning.placements import Placement, Setting, place
 from engram_tables.measure.planning.plan import make_plan
 from engram_tables.measure.planning.sizes import sizes_of_preset
-from engram_tables.measure.planning.verdict import Limit, judge
+from engram_tables.measure.planning.verdict import Limit, Status, judge
 
 V41 = sizes_of_preset("deepseek-v4.1-flash")
 SPACES = {
@@ -100,10 +100,34 @@ def test_memory_says_by_what_factor_rows_have_to_come_faster(placement: Placemen
     relief = judge(place(setting_of(1e6), placement), load).relief
     assert len(failing) == 2
     for limit in failing:
-        factor = number(rf"rows that come ([\d.,]+) times as fast, for {limit.name}$", relief)
+        factor = number(rf"for {limit.name}: rows that come ([\d.,]+) times as fast$", relief)
         assert factor is not None
         assert limit.share is not None
         assert limit.share <= factor <= limit.share * 1.02
+
+
+def test_of_several_limits_each_relief_names_its_own() -> None:
+    load = make_load(table_name=V41.name, tokens_per_s=60, prefill_tokens_per_s=4000, streams=4)
+    verdict = judge(place(setting_of(8000.0), Placement.NVME_PACKED), load)
+    failing = [limit.name for limit in verdict.limits if limit.holds is False]
+    assert len(failing) == 3
+    assert len(verdict.relief) > 3
+    assert {relief.split(":")[0] for relief in verdict.relief} == {f"for {name}" for name in failing}
+    alone = judge(place(setting_of(8000.0), Placement.NVME_PACKED), Load(tokens_per_s=200.0))
+    assert [limit.name for limit in alone.limits if limit.holds is False] == ["disk reads"]
+    assert alone.relief[0].startswith("a cache that answers")
+
+
+def test_a_machine_that_is_known_to_have_no_gpu_needs_one() -> None:
+    none = Figure(value=0, origin=Origin.MEASURED, where="GPU: found no driver")
+    for placement in Placement:
+        for to_gpu in (False, True):
+            machine = make_machine(spaces={**SPACES, "gpu_memory_bytes": none}, disk_reads_per_s=given(1e6, "-"))
+            setting = Setting(table=V41, machine=machine, to_gpu=to_gpu, bundle_reads=given(20.0, "-"))
+            verdict = judge(place(setting, placement), Load(tokens_per_s=1.0))
+            needs_one = to_gpu or placement in (Placement.GPU, Placement.PINNED)
+            assert (verdict.status is Status.NO_GPU) == needs_one
+            assert ("found no driver" in verdict.summary) == needs_one
 
 
 @pytest.mark.parametrize("value", [LEAST_FIGURE, MOST_FIGURE])

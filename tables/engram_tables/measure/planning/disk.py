@@ -29,9 +29,13 @@ class Disk:
     Attributes
     ----------
     bursts
-        Ascending in both; the first is one read.
+        Ascending in both; the first is one read. Of batches that the engine asks for in one compiled call.
+    planned_bursts
+        The same of batches that it plans first: more than `SHORT_ROWS` rows, or rows in two parts. Empty if unknown.
     reads_per_s
         With as many reads in flight as it can use.
+    queue_reads_per_s
+        With as many as one thread of the engine keeps in flight; None if unknown.
     serial_read_us
         One read after the other, without a pause.
     sequential_bytes_per_s
@@ -44,33 +48,42 @@ class Disk:
     sequential_bytes_per_s: Figure | None
     origin: Origin
     where: str
+    planned_bursts: tuple[Burst, ...] = ()
+    queue_reads_per_s: Figure | None = None
 
     def __post_init__(self) -> None:
-        for name, figure in (("reads/s", self.reads_per_s), ("read latency", self.serial_read_us)):
-            check_figure(figure.value, f"{figure.where}, disk, {name}")
+        for name, figure in (
+            ("reads/s", self.reads_per_s), ("read latency", self.serial_read_us),
+            ("reads/s of one queue", self.queue_reads_per_s),
+        ):  # fmt: skip
+            if figure is not None:
+                check_figure(figure.value, f"{figure.where}, disk, {name}")
         if self.sequential_bytes_per_s is not None:
             check_figure(self.sequential_bytes_per_s.value, f"{self.sequential_bytes_per_s.where}, disk, bytes/s")
-        for burst in self.bursts:
-            check_figure(burst.us, f"{self.where}, burst of {burst.n_reads} reads, us")
-        if not self.bursts or self.bursts[0].n_reads != 1:
-            raise InvalidInput("disk: found no burst of one read, expected one; measure it again")
-        if any(more.n_reads <= few.n_reads or more.us < few.us for few, more in pairwise(self.bursts)):
-            raise InvalidInput(f"{self.where}: found bursts that do not ascend, expected such; measure them again")
+        for bursts in (self.bursts, self.planned_bursts or self.bursts):
+            for burst in bursts:
+                check_figure(burst.us, f"{self.where}, burst of {burst.n_reads} reads, us")
+            if not bursts or bursts[0].n_reads != 1:
+                raise InvalidInput("disk: found no burst of one read, expected one; measure it again")
+            if any(more.n_reads <= few.n_reads or more.us < few.us for few, more in pairwise(bursts)):
+                raise InvalidInput(f"{self.where}: found bursts that do not ascend, expected such; measure them again")
 
-    def burst_us(self, n_reads: float) -> float:
+    def burst_us(self, n_reads: float, *, is_planned: bool = False) -> float:
         """Microseconds until the last of `n_reads` is there, which an idle device is asked for at once.
 
         Notes
         -----
-        Between measured bursts it is a straight line; behind the largest one every further read takes 1 / reads_per_s.
-        No reads take no time; part of a read takes that part of one, since means of counts come here too.
+        Between measured bursts it is a straight line; behind the largest one every further read takes
+        1 / queue_reads_per_s, or 1 / reads_per_s where that is not known. No reads take no time; part of a read takes
+        that part of one, since means of counts come here too.
         """
+        bursts = self.planned_bursts if is_planned and self.planned_bursts else self.bursts
         if n_reads <= 1:
-            return max(0.0, n_reads) * self.bursts[0].us
-        last = self.bursts[-1]
+            return max(0.0, n_reads) * bursts[0].us
+        last = bursts[-1]
         if n_reads >= last.n_reads:
-            return last.us + (n_reads - last.n_reads) * 1e6 / self.reads_per_s.value
-        for low, high in pairwise(self.bursts):
+            return last.us + (n_reads - last.n_reads) * 1e6 / (self.queue_reads_per_s or self.reads_per_s).value
+        for low, high in pairwise(bursts):
             if n_reads <= high.n_reads:
                 share = (n_reads - low.n_reads) / (high.n_reads - low.n_reads)
                 return low.us + share * (high.us - low.us)
@@ -88,10 +101,12 @@ class Disk:
 
     def to_json(self) -> dict[str, Any]:
         """For a record."""
-        sequential = self.sequential_bytes_per_s
+        sequential, queue = self.sequential_bytes_per_s, self.queue_reads_per_s
         return {
-            "bursts": [{"n_reads": burst.n_reads, "us": burst.us} for burst in self.bursts],
+            "bursts": [burst._asdict() for burst in self.bursts],
+            "planned_bursts": [burst._asdict() for burst in self.planned_bursts],
             "reads_per_s": self.reads_per_s.to_json(),
+            "queue_reads_per_s": None if queue is None else queue.to_json(),
             "serial_read_us": self.serial_read_us.to_json(),
             "sequential_bytes_per_s": None if sequential is None else sequential.to_json(),
             "origin": str(self.origin),
@@ -109,8 +124,12 @@ def disk_by_hand(*, reads_per_s: Figure, latency_us: Figure, serial_read_us: Fig
     """
     step_us = 1e6 / reads_per_s.value if reads_per_s.value > 0 else math.inf
     bursts = (Burst(1, latency_us.value), Burst(2, latency_us.value + step_us))
+    serial = serial_read_us or latency_us
+    if serial.value < step_us < math.inf:
+        # Reads that wait for each other are no more a second than those that do not.
+        serial = Figure(value=step_us, origin=Origin.COMPUTED, where=f"1 / {reads_per_s.where}")
     return Disk(
-        bursts=bursts, reads_per_s=reads_per_s, serial_read_us=serial_read_us or latency_us,
+        bursts=bursts, reads_per_s=reads_per_s, serial_read_us=serial,
         sequential_bytes_per_s=None,
         origin=latency_us.origin if reads_per_s.origin is Origin.GIVEN else reads_per_s.origin,
         where=f"{latency_us.where} (the first read); {reads_per_s.where} (the others)",

@@ -82,7 +82,7 @@ USUAL: dict[str, Figure] = {
     "random_lines_per_s": _assumed(63e6, f"random cache lines by one core of {_VM}"),
     "next_line_ns": _assumed(6.0, f"a cache line right behind another one on {_VM}"),
     "dependent_load_ns": _assumed(299.0, f"a pointer chase on {_VM}"),
-    "call_us": _assumed(5.0, "one fetch of 48 records that lie in a CPU's caches, on such a machine"),
+    "call_us": _assumed(3.0, "a fetch of cached records, less their rows, on such a machine"),
     "small_page_slowdown": _assumed(2.4, "63 against 26 million random lines a second with huge and 4 KiB pages"),
     "cxl_slowdown": _assumed(2.5, "latency of memory behind CXL over that of local memory"),
     "bus_bytes_per_s": _published(20e9, "zero-copy gather of 353-byte rows over PCIe 4: 20 to 22 GB/s"),

@@ -48,11 +48,14 @@ class HitCurve:
         (tokens of a chunk, share of its rows that are distinct), ascending; empty if unknown.
     bundle_reads
         (bytes of bundles, reads a token), ascending; empty if unknown.
+    bundled
+        (cache bytes, the same behind such a cache), ascending; empty if unknown.
     """
 
     points: tuple[tuple[int, Answered], ...]
     unique_rows: tuple[tuple[int, float], ...] = ()
     bundle_reads: tuple[tuple[int, float], ...] = ()
+    bundled: tuple[tuple[int, tuple[tuple[int, float], ...]], ...] = ()
     origin: Origin
     where: str
 
@@ -99,9 +102,22 @@ class HitCurve:
         """Share of a chunk's rows that are distinct; None if unknown."""
         return _between(self.unique_rows, n_tokens)
 
-    def reads_with_bundles(self, bundle_bytes: float) -> float | None:
-        """Reads a token with so many bytes of bundles; None if unknown."""
-        return _between(self.bundle_reads, bundle_bytes)
+    def reads_with_bundles(self, bundle_bytes: float, cache_bytes: float = 0) -> float | None:
+        """Reads a token with so many bytes of bundles, behind a cache of so many; None if unknown.
+
+        Notes
+        -----
+        A straight line between caches, from none to the first one, and the last one's figure behind it.
+        """
+        without = _between(self.bundle_reads, bundle_bytes)
+        if not cache_bytes:
+            return without
+        behind = [(n_bytes, _between(points, bundle_bytes)) for n_bytes, points in self.bundled]
+        if without is None or not behind:
+            return None
+        return _between(
+            [(0, without), *((n_bytes, reads) for n_bytes, reads in behind if reads is not None)], cache_bytes
+        )
 
     def to_json(self) -> dict[str, Any]:
         """For a record."""
@@ -197,6 +213,13 @@ def _read(name: str, record: Mapping[str, Any], n_streams: int, policy: str | No
         raise InvalidInput(f"{name}: found no steady point of {curve['policy']}, expected some; simulate a longer text")
     _check_answers(name, answered)
     bundles = (record.get("bundles") or {}).get("points", ())
+    bundled = {
+        int(p["cache_bytes"]): tuple(
+            sorted((int(b["budget_bytes"]), _reads(name, b["reads_a_token_most"])) for b in p["bundled"])
+        )
+        for p in curve["points"]
+        if p.get("bundled")
+    }
     return HitCurve(
         points=_rising(answered),
         unique_rows=tuple(
@@ -207,10 +230,17 @@ def _read(name: str, record: Mapping[str, Any], n_streams: int, policy: str | No
             )
         ),
         bundle_reads=tuple(sorted((int(p["budget_bytes"]), float(p["reads_a_token"])) for p in bundles)),
+        bundled=tuple(sorted(bundled.items())),
         origin=Origin.MEASURED,
         where=f"{name}: {curve['policy']}, rows, {chosen} streams, steady, up to {format_bytes(max(answered))}"
         f"{_doubt(record)}",
     )
+
+
+def _reads(name: str, value: Any) -> float:
+    if not 0 <= float(value) < float("inf"):
+        raise InvalidInput(f"{name}: found {value} reads a token behind a cache, expected a count; simulate anew")
+    return float(value)
 
 
 def _doubt(record: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from engram_tables.errors import InvalidInput
+from engram_tables.fetch.engines.queued import DEPTH
 from engram_tables.measure.planning.disk import Burst, Disk, bursts_from_sweep, disk_by_hand
 from engram_tables.measure.planning.figures import USUAL, USUAL_DISK_LATENCY_US, Figure, Origin, check_figure
 
@@ -131,11 +132,21 @@ def _with_given(disk: Disk | None, reads_per_s: Figure | None, latency_us: Figur
     for figure in (reads_per_s, latency_us):
         if figure is not None:
             check_figure(figure.value, figure.where)
-    serial_read_us = None
     if latency_us is None:
         latency_us = USUAL_DISK_LATENCY_US if disk is None else _first_burst(disk)
-        serial_read_us = None if disk is None else disk.serial_read_us
+    serial_read_us = None if disk is None else _serial_of(disk, latency_us)
     return disk_by_hand(reads_per_s=reads_per_s or _rate_of(disk), latency_us=latency_us, serial_read_us=serial_read_us)
+
+
+def _serial_of(disk: Disk, latency_us: Figure) -> Figure:
+    """One read after the other on a device like `disk` of another latency: as before where that is no longer, slower in
+    proportion where it is, and never slower than after a rest."""
+    was_us = disk.bursts[0].us
+    if latency_us.value >= disk.serial_read_us.value and latency_us.value <= was_us:
+        return disk.serial_read_us
+    serial_us = min(latency_us.value, disk.serial_read_us.value * max(1.0, latency_us.value / was_us))
+    where = f"{disk.serial_read_us.where}, by the latency of {latency_us.where}"
+    return Figure(value=serial_us, origin=Origin.COMPUTED, where=where)
 
 
 def _first_burst(disk: Disk) -> Figure:
@@ -154,15 +165,15 @@ def _measured(value: Any, where: str) -> Figure:
 def _of_bench(name: str, record: Mapping[str, Any]) -> Machine:
     ceilings = record["ceilings"]
     rates = _memory_rates(name, ceilings.get("memory") or {})
-    cached = [
-        float(point["batch_p50_us"])
-        for section in record["sections"]
-        for point in section.get("points", ())
-        if (section["source"], point["trace"], point["streams"]) == ("dram", "repeated", 1)
-        and point["tokens_per_batch"] == min(record["plan"]["tokens_per_batch"])
-    ]
+    cached: dict[int, float] = {}
+    for section in record["sections"]:
+        for point in section.get("points", ()):
+            if (section["source"], point["trace"], point["streams"]) == ("dram", "repeated", 1):
+                n_rows, us = int(point["rows_per_batch"]), float(point["batch_p50_us"])
+                cached[n_rows] = min(us, cached.get(n_rows, us))
     if cached:
-        rates["call_us"] = _measured(min(cached), f"{name}: the shortest batch of one repeated token")
+        call_us = call_of_line(sorted(cached.items())[:2])
+        rates["call_us"] = _measured(call_us, f"{name}: batches of one repeated token, less their rows")
     upload = ceilings.get("upload") or {}
     if "bytes_per_s" in upload:
         rates["bus_bytes_per_s"] = _measured(upload["bytes_per_s"], f"{name}: copies of pinned memory to the GPU")
@@ -173,6 +184,21 @@ def _of_bench(name: str, record: Mapping[str, Any]) -> Machine:
     return Machine(
         spaces=known, rates=rates, disk=_swept_disk(name, disk) if disk.get("status") == "measured" else None
     )
+
+
+def call_of_line(points: Sequence[tuple[int, float]]) -> float:
+    """Microseconds of a call without its rows, from (rows, microseconds of a fetch) of the least and the most rows.
+
+    Notes
+    -----
+    A fetch takes call + rows x row, whose rows a plan reckons by themselves: of rows that lie in the processor's caches
+    the straight line is followed down to none. Noise may bend it; a tenth of the shorter fetch is the least. A single
+    point is taken as it is.
+    """
+    (few, of_few), (many, of_many) = points[0], points[-1]
+    if many == few:
+        return of_few
+    return max(of_few / 10, of_few - few * (of_many - of_few) / (many - few))
 
 
 def _memory_rates(name: str, memory: Mapping[str, Any]) -> dict[str, Figure]:
@@ -209,7 +235,7 @@ def _swept_disk(name: str, disk: Mapping[str, Any]) -> Disk:
 
 def _of_probe(name: str, record: Mapping[str, Any]) -> Machine:
     rates = _memory_rates(name, record["memory"])
-    rates["call_us"] = _measured(record["call_us"], f"{name}: one fetch of 48 cached records after other work")
+    rates["call_us"] = _measured(record["call_us"], f"{name}: fetches of cached records, less their rows")
     short = record["short_runs"]
     rates["random_lines_per_s"] = _measured(1e9 / short["line_ns"], f"{name}: independent random cache lines")
     rates["next_line_ns"] = _measured(max(0.01, (short["run_ns"] - short["line_ns"]) / 4), f"{name}: runs of 5 lines")
@@ -219,18 +245,29 @@ def _of_probe(name: str, record: Mapping[str, Any]) -> Machine:
         known["disk_bytes"] = _measured(record["disk_free_bytes"], f"{name}: free on the filesystem")
     if record.get("shm_free_bytes") is not None:
         known["shm_bytes"] = _measured(record["shm_free_bytes"], f"{name}: free in /dev/shm")
+    if record.get("why_no_gpu") is not None:
+        # What it says of the remedy is of reading now, not of a plan.
+        found_none = str(record["why_no_gpu"]).partition(", expected")[0]
+        known["gpu_memory_bytes"] = _measured(0, f"{name}: {found_none}")
+    elif record.get("gpu_free_bytes") is not None:
+        known["gpu_memory_bytes"] = _measured(record["gpu_free_bytes"], f"{name}: free on GPU 0")
     disk = record["disk"]
     if disk["status"] != "measured":
         return Machine(spaces=known, rates=rates, disk=None)
     where = f"{name}: 4 KiB reads by {disk['engine']}"
     best = _measured(disk["best_reads_per_s"], f"{where}, the best of the depth sweep")
     serial = _measured(1e6 / disk["points"][0]["reads_per_s"], f"{where}, one in flight")
-    bursts = [Burst(int(burst["n_reads"]), float(burst["median_us"])) for burst in disk["bursts"]]
+    bursts, planned = (
+        tuple(ascending([Burst(int(burst["n_reads"]), float(burst["median_us"])) for burst in disk.get(key, ())]))
+        for key in ("bursts", "planned_bursts")
+    )
+    queue = next((point["reads_per_s"] for point in disk["points"] if point["depth"] == DEPTH), None)
     return Machine(
         spaces=known,
         rates=rates,
         disk=Disk(
-            bursts=tuple(ascending(bursts)), reads_per_s=best, serial_read_us=serial,
+            bursts=bursts, planned_bursts=planned, reads_per_s=best, serial_read_us=serial,
+            queue_reads_per_s=None if queue is None else _measured(queue, f"{where}, {DEPTH} in flight"),
             sequential_bytes_per_s=_measured(disk["sequential_bytes_per_s"], f"{name}: reads of 1 MiB in order"),
             origin=Origin.MEASURED, where=f"{where}, bursts on an idle device",
         ),
@@ -254,10 +291,14 @@ def _of_plan(name: str, record: Mapping[str, Any]) -> Machine:
     disk, rates = machine["disk"], {each: figure(found) for each, found in machine["rates"].items()}
     of_disk = None
     if disk is not None:
-        sequential = disk["sequential_bytes_per_s"]
+        sequential, queue = disk["sequential_bytes_per_s"], disk.get("queue_reads_per_s")
+        bursts, planned = (
+            tuple(Burst(int(burst["n_reads"]), float(burst["us"])) for burst in disk.get(key, ()))
+            for key in ("bursts", "planned_bursts")
+        )
         of_disk = Disk(
-            bursts=tuple(Burst(int(burst["n_reads"]), float(burst["us"])) for burst in disk["bursts"]),
-            reads_per_s=figure(disk["reads_per_s"]), serial_read_us=figure(disk["serial_read_us"]),
+            bursts=bursts, planned_bursts=planned, reads_per_s=figure(disk["reads_per_s"]),
+            queue_reads_per_s=None if queue is None else figure(queue), serial_read_us=figure(disk["serial_read_us"]),
             sequential_bytes_per_s=None if sequential is None else figure(sequential),
             origin=Origin(disk["origin"]), where=str(disk["where"]),
         )  # fmt: skip

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from engram_tables.errors import InvalidInput
+from engram_tables.fetch.engines.queued import SHORT_ROWS
 from engram_tables.measure.planning.disk import Disk
 from engram_tables.measure.planning.figures import Figure
 from engram_tables.measure.planning.hit_curve import Answered, HitCurve
@@ -66,7 +67,8 @@ class Setting:
     cache_bytes
         Host memory in front of a disk; what it answers is the curve's to say.
     bundle_bytes, bundle_reads
-        Bytes of bundles on disk, and reads a token with them; the reads come from the curve's record where None.
+        Bytes of bundles on disk, and reads a token with them, behind the cache where there is one; the reads come from
+        the curve's record where None.
     to_gpu
         Whether rows that the CPU gathers go over the bus afterwards.
     """
@@ -135,7 +137,7 @@ class Placed:
         Notes
         -----
         From a disk: the rows of the batch as from memory, since all are copied in the end, and the disk's burst of
-        what the cache does not answer. Bundles stand for rows without a cache.
+        what the cache does not answer; planned, where there are more than `SHORT_ROWS` rows or a row has two parts.
         """
         n_rows = n_tokens * self.setting.table.rows_per_token
         if self.disk is None:
@@ -145,7 +147,9 @@ class Placed:
             reads *= 1 - self.answered.hit_ratio
         else:
             reads *= misses_per_token / self.setting.table.rows_per_token
-        return self.rows_us(n_rows * unique) + self.disk.burst_us(reads)
+        return self.rows_us(n_rows * unique) + self.disk.burst_us(
+            reads, is_planned=n_rows * unique > SHORT_ROWS or self.cost.reads > 1
+        )
 
     def serial_us(self) -> float:
         """Of one token whose rows wait for each other, as a loop over rows would have it."""
@@ -214,9 +218,11 @@ def place(setting: Setting, placement: Placement) -> Placed:
             "disk: found no figures, expected some; give --machine RECORD, --probe DIR or --disk-reads-per-s"
         )
     is_bundled = placement is Placement.NVME_BUNDLED
-    reads, reads_bytes = _reads(setting, cost, is_bundled=is_bundled)
-    # What a cache would still answer of the lookups that bundles do not is not known: none of them, then.
-    cache_bytes = 0 if is_bundled else setting.cache_bytes
+    cache_bytes = setting.cache_bytes
+    if is_bundled and not _is_behind_cache(setting):
+        # What the cache would answer of what bundles leave is not known: nothing, then.
+        cache_bytes = 0
+    reads, reads_bytes = _reads(setting, cost, cache_bytes, is_bundled=is_bundled)
     needs = {"disk_bytes": cost.table_bytes + (setting.bundle_bytes if is_bundled else 0)}
     if cache_bytes:
         needs["dram_bytes"] = cache_bytes
@@ -229,7 +235,15 @@ def place(setting: Setting, placement: Placement) -> Placed:
     )  # fmt: skip
 
 
-def _reads(setting: Setting, cost: RowCost, *, is_bundled: bool) -> tuple[float, float]:
+def _is_behind_cache(setting: Setting) -> bool:
+    """Whether the reads with bundles are those that the cache leaves."""
+    if setting.bundle_reads is not None or not setting.cache_bytes:
+        return True
+    curve = setting.curve
+    return curve is not None and curve.reads_with_bundles(setting.bundle_bytes, setting.cache_bytes) is not None
+
+
+def _reads(setting: Setting, cost: RowCost, cache_bytes: int, *, is_bundled: bool) -> tuple[float, float]:
     """Reads a token, and the bytes that one moves, in sectors of 512 bytes."""
     table = setting.table
     row_read_bytes = cost.sectors * 512 / cost.reads
@@ -238,16 +252,18 @@ def _reads(setting: Setting, cost: RowCost, *, is_bundled: bool) -> tuple[float,
     reads = setting.bundle_reads
     with_bundles = None if reads is None else reads.value
     if with_bundles is None and setting.curve is not None:
-        with_bundles = setting.curve.reads_with_bundles(setting.bundle_bytes)
+        with_bundles = setting.curve.reads_with_bundles(setting.bundle_bytes, cache_bytes)
     if with_bundles is None:
         raise InvalidInput(
             "bundles: found no figure for the reads of a token, expected one; give a record of simulate --bundles, or "
             "--bundle-reads"
         )
-    if not table.lookups_per_token <= with_bundles <= table.rows_per_token:
+    # Without a cache every lookup costs one read at least.
+    least = 0 if cache_bytes else table.lookups_per_token
+    if not least <= with_bundles <= table.rows_per_token:
         raise InvalidInput(
-            f"bundles: found {with_bundles:g} reads a token, expected {table.lookups_per_token} (every lookup found) "
-            f"to {table.rows_per_token} (none); correct it"
+            f"bundles: found {with_bundles:g} reads a token, expected {least} to {table.rows_per_token}; correct it"
         )
-    # Found lookups bring all heads at once, so the bytes of a token stay and its reads get fewer and longer.
-    return with_bundles, row_read_bytes * table.rows_per_token / with_bundles
+    # A found lookup brings all heads at once: the bytes of a token stay, its reads get fewer and longer.
+    rows_a_read = max(table.heads) if not with_bundles else min(max(table.heads), table.rows_per_token / with_bundles)
+    return with_bundles, row_read_bytes * rows_a_read

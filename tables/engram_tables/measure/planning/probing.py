@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,17 @@ from numpy.typing import NDArray
 from engram_tables.address.recipes import DeepSeekRecipe
 from engram_tables.errors import BackendUnavailable, InvalidInput
 from engram_tables.fetch.engines.engine import Engine
+from engram_tables.fetch.gpu.runtime import cuda_device, why_no_gpu
 from engram_tables.fetch.kernels import DONE as WARM_DONE
 from engram_tables.fetch.placement import Batch, Placements
-from engram_tables.fetch.table import open_table
+from engram_tables.fetch.table import AUTO, open_table
 from engram_tables.measure.ceilings import direct_reads, memory_ceilings
 from engram_tables.measure.environment import command_line, describe, read_meminfo
 from engram_tables.measure.kernels import copy_block, sum_words
 from engram_tables.measure.offload.blocks import BlockFiles, block_reads, engine_at_depth, engines_with_depth
-from engram_tables.measure.planning.machine import PROBE_SCHEMA
+from engram_tables.measure.offload.lookups import Lookups, fetcher
+from engram_tables.measure.offload.rounds import Case, touched_buffers
+from engram_tables.measure.planning.machine import PROBE_SCHEMA, call_of_line
 from engram_tables.measure.trace import repeated_trace
 from engram_tables.memory import CACHE_LINE_BYTES, anonymous_bytes
 from engram_tables.storage.building.writer import build_table, plan_table
@@ -37,13 +40,14 @@ from engram_tables.storage.table.layout import MANIFEST_NAME
 from engram_tables.units import PAGE_BYTES, ProgressHook
 
 _BURSTS = (1, 2, 4, 8, 16, 32, 64, 128)
+_PLANNED_BURSTS = (1, 8, 32, 64, 128, 256, 512)
 _DEPTHS = (1, 2, 4, 8, 16, 32, 64, 128)
 _DEPTH = 128
 _REST_S = 0.002
 _MEGABYTE = 1 << 20
 _CALLS = 300
+_CALL_TOKENS = (1, 8)
 _SHORT_READS, _LINES_A_ROW, _SHORT_RUNS, _COPY_BYTES = 2048, 5, 150, 512 << 10
-_OTHER_BYTES = 8 << 20
 
 
 def probe(
@@ -86,11 +90,11 @@ def probe(
     memory = memory_ceilings(threads=threads, region_bytes=region_bytes)
     short_runs = _short_runs(region_bytes)
     advance()
-    call_us = _call_us()
+    calls = _calls()
     advance()
     with _file_on(path, file_bytes) as file:
         disk = _disk(file, seconds, burst_repeats, advance)
-    shm = Path("/dev/shm")
+    shm, no_gpu = Path("/dev/shm"), why_no_gpu()
     return {
         "schema": PROBE_SCHEMA,
         "command": command_line(),
@@ -98,10 +102,13 @@ def probe(
         "path": str(path),
         "memory": memory,
         "short_runs": short_runs,
-        "call_us": call_us,
+        "calls": calls,
+        "call_us": call_of_line([(int(call["n_rows"]), call["median_us"]) for call in calls]),
         "memory_available_bytes": read_meminfo().get("MemAvailable", 0),
         "disk_free_bytes": shutil.disk_usage(path).free,
         "shm_free_bytes": shutil.disk_usage(shm).free if shm.is_dir() else None,
+        "why_no_gpu": no_gpu,
+        "gpu_free_bytes": None if no_gpu is not None else cuda_device().free_bytes(),
         "disk": disk,
     }
 
@@ -141,27 +148,31 @@ def _short_runs(region_bytes: int) -> dict[str, float]:
     }
 
 
-def _call_us() -> float:
-    """Median microseconds of one fetch of a token's 48 records, which lie in the caches of the CPU but not in the
-    nearest one, since a program does something else between two calls."""
+def _calls() -> list[dict[str, float]]:
+    """Median microseconds of fetches of 48 and of 384 records that lie in the processor's caches.
+
+    In the benchmark's own loop, one length after the other: what it does between two batches leaves the caches as it
+    leaves them there.
+    """
     recipe = DeepSeekRecipe(
         name="probe", provenance="a table of a megabyte", canonical_size=100, orders=(2, 3, 4), heads=8,
         bases=(97, 97, 97), layer_ids=(0, 1), n_layers=2, fill_id=0, row_width=256,
     )  # fmt: skip
+    calls = []
     with tempfile.TemporaryDirectory() as scratch:
-        spec = recipe.resolve()
-        build_table(plan_table(spec, codec="fp8-e4m3-e8m0", layout="packed", init="zeros"), Path(scratch) / "table")
-        with open_table(Path(scratch) / "table") as table:
-            trace, rng = repeated_trace(spec, n_tokens=64), np.random.default_rng(0)
-            out, other = np.full((1, 2, 24, table.row_bytes), 1, np.uint8), np.full(_OTHER_BYTES, 1, np.uint8)
-            taken = []
-            for _ in range(_CALLS):
-                other += 1
-                addresses = trace.batch(int(rng.integers(0, trace.n_tokens)), 1)
-                start = time.perf_counter_ns()
-                table.fetch(addresses, out, "gather")
-                taken.append(time.perf_counter_ns() - start)
-    return float(np.median(taken[_CALLS // 3 :])) / 1e3
+        home, spec = Path(scratch) / "table", recipe.resolve()
+        build_table(plan_table(spec, codec="fp8-e4m3-e8m0", layout="packed", init="zeros"), home)
+        with open_table(home) as table:
+            lookups = Lookups(table, repeated_trace(spec, n_tokens=64), seed=0)
+            for n_tokens in _CALL_TOKENS:
+                n_rows = lookups.n_rows(n_tokens)
+                outs = touched_buffers(1, n_rows, table.row_bytes)
+                case = Case(home, lookups, fetcher(table, AUTO, None), outs, n_tokens=n_tokens, turn=0)
+                for _ in range(_CALLS):
+                    case.round()
+                median_us = float(np.median(case.noted.batch_ns[_CALLS // 3 :])) / 1e3
+                calls.append({"n_rows": n_rows, "median_us": median_us})
+    return calls
 
 
 @contextmanager
@@ -196,40 +207,48 @@ def _disk(path: Path, seconds: float, burst_repeats: int, advance: Any) -> dict[
             continue
         advance()
         return {
-            "file_bytes": path.stat().st_size, "engine": name, "bursts": bursts, "sequential_bytes_per_s":
-            in_order * run_bytes, **swept,
+            "file_bytes": path.stat().st_size, "engine": name, **bursts,
+            "sequential_bytes_per_s": in_order * run_bytes, **swept,
         }  # fmt: skip
     return {"status": "waived", "reason": "; ".join(reasons)}
 
 
-def _bursts(path: Path, name: str, repeats: int, sizes: Sequence[int] = _BURSTS) -> list[dict[str, Any]]:
-    """Reads of random blocks that are asked for at once, after a rest; sizes take turns."""
+def _bursts(path: Path, name: str, repeats: int) -> dict[str, list[dict[str, Any]]]:
+    """Reads of random blocks that are asked for at once, after a rest; sizes take turns.
+
+    `bursts` go the engine's short way, one compiled call, `planned_bursts` the way of large batches and of rows in two
+    parts, which are sorted and put together as reads before the first one is asked for.
+    """
     fd = os.open(path, os.O_RDONLY)
     try:
         files = BlockFiles(RowFile(path=path, file_bytes=os.fstat(fd).st_size, fd=fd))
-        sizes = [size for size in sizes if size <= files.n_blocks]
-        taken: dict[int, list[int]] = {size: [] for size in sizes}
+        asked = [("bursts", size) for size in _BURSTS] + [("planned_bursts", size) for size in _PLANNED_BURSTS]
+        taken: dict[tuple[str, int], list[int]] = {each: [] for each in asked if each[1] <= files.n_blocks}
         rng = np.random.default_rng()
-        out = np.full((max(sizes), PAGE_BYTES), 1, np.uint8)
+        out = np.full((max(size for _, size in asked), PAGE_BYTES), 1, np.uint8)
         with closing(engine_at_depth(name, files, Placements(files), _DEPTH)) as engine:
             # What the first calls compile is thrown away.
             for turn in range(-1, repeats):
-                for size in sizes:
+                for way, size in taken:
                     rows = rng.permutation(np.unique(rng.integers(0, files.n_blocks, size)))
                     time.sleep(_REST_S)
                     start = time.perf_counter_ns()
-                    _read(engine, rows, out[: rows.size])
+                    _read(engine, rows, out[: rows.size], is_planned=way == "planned_bursts")
                     if turn >= 0:
-                        taken[size].append(time.perf_counter_ns() - start)
+                        taken[way, size].append(time.perf_counter_ns() - start)
     finally:
         os.close(fd)
-    return [
-        {"n_reads": size, "median_us": float(np.median(samples)) / 1e3, "samples_ns": samples}
-        for size, samples in taken.items()
-    ]
+    found: dict[str, list[dict[str, Any]]] = {"bursts": [], "planned_bursts": []}
+    for (way, size), samples in taken.items():
+        found[way].append({"n_reads": size, "median_us": float(np.median(samples)) / 1e3, "samples_ns": samples})
+    return found
 
 
-def _read(engine: Engine, rows: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
-    """The short way where the engine has one that takes them, as `Table.fetch_rows` goes."""
-    if engine.warm is None or engine.warm.fetch_rows(0, rows, out) != WARM_DONE:
-        engine.read(Batch(rows=rows, n_columns=rows.size, first_layer=0, n_layers=1), out)
+def _read(engine: Engine, rows: NDArray[np.int64], out: NDArray[np.uint8], *, is_planned: bool) -> None:
+    """The short way where the engine has one that takes them, as `Table.fetch_rows` goes; planned, the other one."""
+    batch = Batch(rows=rows, n_columns=rows.size, first_layer=0, n_layers=1)
+    if is_planned:
+        # A choice of records, here all of them, is always planned.
+        engine.read(batch, out, items=np.arange(rows.size))
+    elif engine.warm is None or engine.warm.fetch_rows(0, rows, out) != WARM_DONE:
+        engine.read(batch, out)

@@ -23,6 +23,7 @@ _SPACE_NAMES = {
     "disk_bytes": ("the disk", "--disk"),
 }
 _BISECTIONS = 40
+_GPU = "a GPU"
 _FIRST_LAYER, _ALL_STEPS = "time before the first layer that reads", "tokens of all steps"
 
 
@@ -34,6 +35,8 @@ class Status(StrEnum):
     """It runs, but not at what was asked for."""
     TOO_SMALL = "too-small"
     """The table, or the cache, does not fit."""
+    NO_GPU = "no-gpu"
+    """It needs a GPU, and the machine is known to have none."""
     UNKNOWN = "unknown"
     """A figure is missing that decides."""
 
@@ -111,22 +114,30 @@ def judge(placed: Placed, load: Load, *, unique: float = 1.0) -> Verdict:
     unique
         Share of a chunk's rows that are distinct, of prompts.
     """
-    limits = (*_spaces(placed), *_rates(placed, load, unique))
+    limits = (*_gpu(placed), *_spaces(placed), *_rates(placed, load, unique))
     failing = [limit for limit in limits if limit.holds is False]
     unknown = [limit for limit in limits if limit.holds is None]
     known = [limit for limit in limits if limit.share is not None]
+    # Without a GPU its memory holds nothing either: one of them is said.
+    no_gpu = [limit for limit in failing if limit.name == _GPU]
+    failing = no_gpu or failing
     is_space = any(limit.unit == "bytes" for limit in failing)
     binding: Limit | None
     if failing:
         # A table that does not fit has no speed.
         among = [limit for limit in failing if (limit.unit == "bytes") == is_space]
         binding = max(among, key=lambda limit: limit.share or 0.0)
-        status = Status.TOO_SMALL if is_space else Status.SLOWER
+        status = Status.NO_GPU if no_gpu else Status.TOO_SMALL if is_space else Status.SLOWER
     elif unknown:
         status, binding = Status.UNKNOWN, unknown[0]
     else:
         status, binding = Status.FINE, max(known, key=lambda limit: limit.share or 0.0, default=None)
-    relief = tuple(each for limit in failing for each in _relief(placed, load, limit, unique))
+    # Of several limits each has its own: a cache for one of them need not do for the other. Bytes name their room.
+    relief = tuple(
+        f"for {limit.name}: {each}" if len(failing) > 1 and limit.unit != "bytes" else each
+        for limit in failing
+        for each in _relief(placed, load, limit, unique)
+    )
     return Verdict(
         status=status, binding=binding, limits=limits, summary=_summary(status, binding, placed, load), relief=relief
     )
@@ -150,6 +161,15 @@ def first_slack_us(placed: Placed, load: Load) -> float | None:
     """Of the layer that wants its rows first; layers whose ids are not certain want them at once."""
     layer_ids = placed.setting.table.layer_ids
     return load.slack_us(min(layer_ids) if layer_ids else 0)
+
+
+def _gpu(placed: Placed) -> list[Limit]:
+    """That there is none, where the machine's record says so: of a machine by hand it is taken that there is."""
+    memory = placed.setting.machine.spaces.get("gpu_memory_bytes")
+    needs_one = placed.placement in (Placement.GPU, Placement.PINNED) or placed.setting.to_gpu
+    if not needs_one or memory is None or memory.value > 0:
+        return []
+    return [Limit(name=_GPU, unit="GPUs", needed=1, available=0, note=memory.where)]
 
 
 def _spaces(placed: Placed) -> list[Limit]:
@@ -206,6 +226,8 @@ def _summary(status: Status, binding: Limit | None, placed: Placed, load: Load) 
         return "nothing was asked for that could bind; give --tokens-per-s"
     if status is Status.UNKNOWN:
         return f"{binding.name}: {binding.note}"
+    if status is Status.NO_GPU:
+        return f"a GPU is needed, and there is none ({binding.note})"
     if status is Status.TOO_SMALL:
         return (
             f"{binding.name} holds {_amount(binding, binding.available)}; {_amount(binding, binding.needed)} are needed"
@@ -232,6 +254,8 @@ def _amount(limit: Limit, value: float | None) -> str:
 
 def _relief(placed: Placed, load: Load, limit: Limit, unique: float) -> Sequence[str]:
     """What makes the limit hold: figures are rounded so that it does, at what is said here."""
+    if limit.name == _GPU:
+        return ["a GPU; of another machine that has one --gpu-memory tells the memory"]
     if limit.unit == "bytes":
         missing = ceil(limit.needed - (limit.available or 0.0))
         found = [f"{format_bytes(missing)} more of {limit.name}"]
@@ -242,7 +266,7 @@ def _relief(placed: Placed, load: Load, limit: Limit, unique: float) -> Sequence
         return [too_long]
     found = [] if placed.disk is None else [*_hits(placed, load, limit, unique), *_disks(limit)]
     if placed.disk is None and (times := _times_as_fast(placed, load, limit)) is not None:
-        found.append(f"rows that come {times} times as fast, for {limit.name}")
+        found.append(f"rows that come {times} times as fast")
     return [*found, *_bear_with_it(placed, load, limit)]
 
 
@@ -295,6 +319,9 @@ def _hits(placed: Placed, load: Load, limit: Limit, unique: float) -> list[str]:
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
         low, high = (low, middle) if holds(middle) else (middle, high)
+    if placed.placement is Placement.NVME_BUNDLED:
+        reads = _rounded(placed.reads_per_token * (1 - high), up=False)
+        return [f"{reads} reads a token, by more bytes of bundles or of a cache"]
     curve = placed.setting.curve
     if curve is None or not curve.has_sizes:
         return [f"a cache that answers {_per_cent(high)} of the rows"]
