@@ -18,6 +18,13 @@ from engram_cli.commands.build_bundles import (
     plan_beside,
     refuse_several,
 )
+from engram_cli.commands.build_next_token import (
+    FirstValues,
+    FromCounts,
+    Seed,
+    check_next_token,
+    next_token_planner,
+)
 from engram_cli.console import emit, progress, say, show, show_table, spell_vocabulary
 from engram_cli.options import (
     DryRun,
@@ -88,10 +95,9 @@ def build_table(
         ),
     ] = None,
     vocab: VocabFile = None,
-    init: Annotated[str | None, typer.Option("--init", help="First values: normal (the default) or zeros.")] = None,
-    seed: Annotated[
-        int | None, typer.Option("--seed", help="Of --init normal, 0 by default; the same seed gives the same bytes.")
-    ] = None,
+    init: FirstValues = None,
+    from_counts: FromCounts = None,
+    seed: Seed = None,
     std: Annotated[
         str | None,
         typer.Option(
@@ -169,11 +175,15 @@ def build_table(
     how far the new values are from the old ones. The addressing is the source's own; give --preset, --spec or --model
     where it does not state one. A source that changes while it is read is refused.
 
+    With --init next-token each row holds the raw tokens that followed its n-grams in the counted corpus, so that the
+    likeliest next tokens can be read back from the rows alone; more rows, heads and values a row keep n-grams apart.
+
     \b
     Examples:
       engram build-table --preset deepseek-v4.1-flash --codec fp8-e4m3-e8m0 -o flash --dry-run
       engram build-table --spec my.json --vocab v4.vocab.parquet --codec bf16 --layout page -o my-table
       engram build-table --spec my.json --codec f32 --init zeros --row-width 64 --shard-bytes 512MiB -o zeros
+      engram build-table --spec my.json --codec bf16 --from-counts followed --init next-token -o knowing
       engram build-table --from DeepSeek-V4.1-Flash --layout page -o flash
       engram build-table --from hf://org/model --revision main --ranks 4 --by head -o ranks
       engram build-table --from Qwen3.8-Flash-Next --codec int4-g32 --counts counts -o small --json | jq .fidelity
@@ -184,7 +194,10 @@ def build_table(
     from engram_tables.storage.building.writer import build_tables
     from engram_tables.units import format_bytes, parse_bytes
 
-    fresh_only = {"--init": init, "--seed": seed, "--std": std, "--row-width": row_width}
+    fresh_only = {
+        "--init": init, "--from-counts": from_counts, "--seed": seed, "--std": std, "--row-width": row_width,
+    }  # fmt: skip
+    check_next_token(init, from_counts, std)
     source_only = {
         "--revision": revision, "--raw": raw, "--opaque": opaque or None, "--rows": rows, "--ranks": ranks, "--by": by,
         "--rank": rank, "--counts": counts,
@@ -215,11 +228,12 @@ def build_table(
                 raise typer.BadParameter("give --from and a released table, or one of --preset, --spec and --model")
             if codec is None:
                 raise typer.BadParameter("give --codec, or --from and a released table")
-            fresh = _plan_fresh(
-                named, codec=codec, layout=layout, layers=layers, init=init or "normal", seed=seed or 0, std=std,
-                row_width=row_width, shard_bytes=parse_bytes(shard_bytes),
-            )  # fmt: skip
-            plans = {".": fresh}
+            shape: dict[str, Any] = {
+                "codec": codec, "layout": layout, "seed": seed or 0, "row_width": row_width,
+                "shard_bytes": parse_bytes(shard_bytes),
+            }  # fmt: skip
+            known = None if from_counts is None else next_token_planner(stack, from_counts, parse_bytes(memory))
+            plans = {".": _plan_fresh(named, known, layers=layers, init=init or "normal", std=std, **shape)}
         else:
             wanted = _Wanted(
                 layout=layout, codec=codec, rows=rows, layers=layers, ranks=ranks, by=by, rank=rank, counts=counts,
@@ -301,14 +315,24 @@ class _Wanted:
     shard_bytes: int
 
 
-def _plan_fresh(named: _NamedSpec, *, layers: str | None, **options: Any) -> TablePlan:
+def _plan_fresh(
+    named: _NamedSpec,
+    plan_known: Callable[..., TablePlan] | None,
+    *,
+    layers: str | None,
+    init: str,
+    std: str | None,
+    **options: Any,
+) -> TablePlan:
     from engram_cli.spec_source import resolve_spec
     from engram_tables.storage.building.writer import plan_table
 
     spec = resolve_spec(
         preset=named.preset, spec=named.spec, model=named.model, eos=named.eos, layers=layers, vocab=named.vocab
     )
-    return plan_table(spec, vocabulary_file=named.vocab, **options)
+    if plan_known is not None:
+        return plan_known(spec, vocabulary_file=named.vocab, **options)
+    return plan_table(spec, vocabulary_file=named.vocab, init=init, std=std, **options)
 
 
 def _open(

@@ -19,6 +19,7 @@ from engram_tables.errors import CorruptTable, InvalidInput, NotATable, TableErr
 from engram_tables.storage.building.initialise import INIT_NAMES, ZEROS, Init
 from engram_tables.storage.codecs.codec import Codec, get_codec
 from engram_tables.storage.extents import Part, Ranges
+from engram_tables.storage.next_token.recipe import NEXT_TOKEN, NextTokenRecipe, check_width
 from engram_tables.storage.sources.record import SourceRecord
 from engram_tables.storage.table.features import WRITER_WORDS, check_reader_features, feature_words, reader_words
 from engram_tables.storage.table.layout import Layout, get_layout
@@ -247,6 +248,8 @@ class Manifest:
         block_ok = self.block_bytes >= PAGE_BYTES and self.block_bytes % PAGE_BYTES == 0
         need(block_ok, "block_bytes", self.block_bytes, f"a positive multiple of {PAGE_BYTES}")
         need(self.init is None or self.source is None, "init", "given together with a source", "one of the two")
+        if self.init is not None and self.init["kind"] == NEXT_TOKEN:
+            check_width(self.spec, self.row_width, int(self.init["next_size"]))
         if self.source is not None:
             source = SourceRecord.from_json(self.source)
             source.check_rows(self.spec)
@@ -341,10 +344,12 @@ def _init_from_json(value: Any, path: str) -> dict[str, str | int]:
     if not isinstance(value, dict):
         raise InvalidInput(f"init: found {value!r}, expected an object with its kind; {_COPY_AGAIN}")
     kind = value["kind"]
+    if kind == NEXT_TOKEN:
+        return NextTokenRecipe.from_record(value, where=path).record()
     if kind not in INIT_NAMES:
         raise UnsupportedTable(
-            f"{path}: found init {kind!r}, expected one of {', '.join(INIT_NAMES)}; read it with a version that "
-            "knows it",
+            f"{path}: found init {kind!r}, expected one of {', '.join((*INIT_NAMES, NEXT_TOKEN))}; read it with a "
+            "version that knows it",
             path=path,
         )
     if kind == ZEROS:

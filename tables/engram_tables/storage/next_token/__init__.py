@@ -1,0 +1,1 @@
+"""Rows that hold the raw tokens which follow an n-gram: places, kernels, reading, and a manifest's entry."""
