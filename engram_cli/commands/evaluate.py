@@ -1,0 +1,200 @@
+"""`engram evaluate`: how well a next-token table predicts held-out text."""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from engram_cli import console
+from engram_cli.options import (
+    CorpusFormat,
+    CorpusPaths,
+    DeadField,
+    DecodeErrorsChoice,
+    DocumentEnd,
+    Exclude,
+    Field,
+    Force,
+    Glob,
+    JsonFlag,
+    RequestField,
+    SkipBad,
+    Threads,
+    TokenDtype,
+    VocabFile,
+)
+from engram_tables.corpus.reading.documents import DecodeErrors, ReadOptions
+from engram_tables.errors import InvalidInput, SpecMismatch
+from engram_tables.units import parse_bytes
+
+if TYPE_CHECKING:
+    from engram_tables.address.vocabulary import Vocabulary
+    from engram_tables.fetch.table import Table
+
+
+def evaluate(
+    table: Annotated[Path, typer.Argument(metavar="TABLE", help="A table of `build-table --init next-token`.")],
+    text: CorpusPaths,
+    counts: Annotated[
+        Path | None,
+        typer.Option(
+            "--counts",
+            metavar="DIR",
+            help="The counts that the table was made of, for exact back-off beside it; without them a table is judged "
+            "alone.",
+        ),
+    ] = None,
+    vocab: VocabFile = None,
+    heads: Annotated[
+        str,
+        typer.Option("--heads", metavar="N,N", help="Read only the first N heads, each by itself; all always are."),
+    ] = "1,2,4,8",
+    layer: Annotated[
+        int | None, typer.Option("--layer", metavar="ID", help="Whose rows are read; the first layer by default.")
+    ] = None,
+    sample: Annotated[
+        str,
+        typer.Option("--sample", metavar="N|all", help="Positions that are drawn and judged, each as likely as any."),
+    ] = "10000",
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the draw.")] = 0,
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", metavar="N", min=1, help="Of the text, from its beginning on.")
+    ] = None,
+    engine: Annotated[str, typer.Option("--engine", metavar="NAME", help="What reads the rows.")] = "auto",
+    memory: Annotated[
+        str,
+        typer.Option(
+            "--memory", metavar="SIZE", help="For the n-grams that are looked up at a time; never changes the result."
+        ),
+    ] = "2GiB",
+    threads: Threads = None,
+    glob: Glob = "*",
+    exclude: Exclude = None,
+    format: CorpusFormat = None,
+    field: Field = "text",
+    request_field: RequestField = None,
+    dead_field: DeadField = None,
+    document_end: DocumentEnd = None,
+    dtype: TokenDtype = None,
+    decode_errors: DecodeErrorsChoice = DecodeErrors.STRICT,
+    skip_bad: SkipBad = 0,
+    force: Force = False,
+    as_json: JsonFlag = False,
+    record_file: Annotated[
+        Path | None, typer.Option("--record", metavar="FILE", help="Write the whole record, every interval in it.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw accuracy by heads: .svg, .png or .pdf.")
+    ] = None,
+) -> None:
+    """Say how often a next-token table names the token that follows, on text that it was not made of.
+
+    Right is the very token (raw), or one that folds to the same canonical id; the two are told apart. Beside the
+    table stands exact back-off over the counts: the longest n-gram that was seen, its most frequent next tokens, then
+    those of shorter ones. Nothing is predicted across the edges of documents. Intervals hold 95 of 100 times, were
+    other documents drawn. A text that was counted itself flatters, and is called so.
+
+    --plot needs pip install 'engram-tables\\[report]'.
+
+    \b
+    Examples:
+      engram evaluate table held-out --counts counts
+      engram evaluate table src --glob '*.py' --counts counts --sample 100000 --record code.json
+      engram evaluate table held-out --counts counts --heads 1,2,3,4,5,6,7,8 --plot heads.svg
+    """
+    from engram_tables.corpus.counts.counts_store import open_counts
+    from engram_tables.corpus.tokens.tokenize_corpus import tokens_of
+    from engram_tables.fetch.table import ENGINE_NAMES, open_table
+    from engram_tables.measure.evaluate.evaluating import EvaluatePlan, evaluate_table
+    from engram_tables.measure.evaluate.guessing import next_token_reader
+
+    if engine not in ENGINE_NAMES:
+        raise InvalidInput(f"--engine: found {engine[:40]!r}, expected one of {', '.join(ENGINE_NAMES)}; name one")
+    plan = EvaluatePlan(
+        n_positions=None if sample == "all" else _number("--sample", sample), seed=seed, n_tokens=max_tokens,
+        head_counts=tuple(_number("--heads", word) for word in heads.split(",")), layer_id=layer, engine=engine,
+        memory_bytes=parse_bytes(memory), threads=threads,
+    )  # fmt: skip
+    _check_outputs({"--record": record_file, "--plot": plot}, force=force)
+    options = ReadOptions(
+        format=format, field=field, request_field=request_field, dead_field=dead_field, document_end=document_end,
+        bin_dtype=dtype, decode_errors=decode_errors, skip_bad=skip_bad,
+    )  # fmt: skip
+    with ExitStack() as opened:
+        judged = opened.enter_context(open_table(table))
+        # Before the text, which may take long to tokenise.
+        next_token_reader(judged)
+        peer = None if counts is None else opened.enter_context(open_counts(counts))
+        vocabulary = _vocabulary_of(judged, vocab)
+        tokens = opened.enter_context(
+            tokens_of(
+                text, vocabulary=vocabulary, glob=glob, exclude=exclude or (), options=options, workers=threads,
+                stage=console.progress,
+            )
+        )  # fmt: skip
+        record = evaluate_table(judged, tokens, vocabulary, paths=text, plan=plan, counts=peer, stage=console.progress)
+    _hand_out(record, as_json=as_json, record_file=record_file, plot=plot, force=force)
+
+
+def _vocabulary_of(table: Table, path: Path | None) -> Vocabulary:
+    """The table's own, or the one that is named, which must be the same."""
+    from engram_tables.address.vocabulary import load_vocabulary
+
+    own = table.vocabulary
+    if path is None:
+        if own is None:
+            raise InvalidInput(f"{table.path}: found no vocabulary in the table, expected one; give --vocab")
+        return own
+    named = load_vocabulary(path)
+    if own is not None and own.map_sha256 != named.map_sha256:
+        raise SpecMismatch(
+            f"{path}: found the vocabulary {named.map_sha256}, expected the table's, {own.map_sha256}; leave "
+            "--vocab out"
+        )
+    return named
+
+
+def _number(option: str, word: str) -> int:
+    if not re.fullmatch(r"\s*[0-9]{1,15}\s*", word):
+        raise InvalidInput(f"{option}: found {word[:40]!r}, expected a whole number; write for instance 10000")
+    return int(word)
+
+
+def _check_outputs(outputs: dict[str, Path | None], *, force: bool) -> None:
+    """Refuse what could not be written, before anything is read."""
+    from engram_tables.files import refuse_existing
+    from engram_tables.measure.evaluate.plot import check_plot
+
+    named = {option: path for option, path in outputs.items() if path is not None}
+    if len({path.resolve() for path in named.values()}) < len(named):
+        raise InvalidInput(f"{', '.join(named)}: found one file for two of them, expected one each; name another")
+    for option, path in named.items():
+        if option == "--plot":
+            check_plot(path, force=force)
+        else:
+            refuse_existing(path, force=force)
+
+
+def _hand_out(
+    record: dict[str, Any], *, as_json: bool, record_file: Path | None, plot: Path | None, force: bool
+) -> None:
+    from engram_cli.commands.evaluate_view import show_evaluation, warn_of_evaluation
+    from engram_tables.files import new_file
+
+    if record_file is not None:
+        with new_file(record_file, force=force) as file:
+            file.write(json.dumps(record, indent=1, allow_nan=False).encode() + b"\n")
+    if plot is not None:
+        from engram_tables.measure.evaluate.plot import write_plot
+
+        write_plot(plot, record, force=force)
+    warn_of_evaluation(record)
+    if as_json:
+        console.emit(record)
+    else:
+        show_evaluation(record)
