@@ -14,10 +14,17 @@ from engram_cli.commands import (
     counts,
     diff,
     doctor,
+    evaluate,
     export,
     golden,
     hash,
     inspect,
+    inspect_collisions,
+    inspect_coverage,
+    inspect_ngram,
+    inspect_row,
+    inspect_stats,
+    inspect_vocab,
     plan,
     simulate,
     spec,
@@ -49,6 +56,7 @@ app.command("verify")(guarded(verify.verify))
 app.command("diff")(guarded(diff.diff))
 app.command("export")(guarded(export.export))
 app.command("simulate")(guarded(simulate.simulate))
+app.command("evaluate")(guarded(evaluate.evaluate))
 app.command("doctor")(guarded(doctor.doctor))
 app.command("bench-offload")(guarded(bench_offload.bench_offload))
 plan_app.command("allocate")(guarded(plan.allocate))
@@ -62,10 +70,14 @@ counts_app.command("stats")(guarded(counts.stats))
 counts_app.command("merge")(guarded(counts.merge))
 golden_app.command("emit")(guarded(golden.emit_golden))
 golden_app.command("check")(guarded(golden.check_golden))
-inspect_app.command("ngram")(guarded(inspect.inspect_ngram))
+inspect_app.command("ngram")(guarded(inspect_ngram.inspect_ngram))
 inspect_app.command("header")(guarded(inspect.inspect_header))
+inspect_app.command("coverage")(guarded(inspect_coverage.inspect_coverage))
+inspect_app.command("collisions")(guarded(inspect_collisions.inspect_collisions))
+inspect_app.command("row")(guarded(inspect_row.inspect_row))
 inspect_app.command("table")(guarded(inspect.inspect_table))
-inspect_app.command("vocab")(guarded(inspect.inspect_vocab))
+inspect_app.command("stats")(guarded(inspect_stats.inspect_stats))
+inspect_app.command("vocab")(guarded(inspect_vocab.inspect_vocab))
 app.add_typer(spec_app)
 app.add_typer(counts_app)
 app.add_typer(golden_app)

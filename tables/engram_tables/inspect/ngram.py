@@ -1,86 +1,40 @@
-"""What an n-gram is to a table: its tokens, key, rows, where their bytes lie, and who else owns them."""
+"""What an n-gram is to a table: its tokens, key and rows, what these say and cost to read, and who else owns them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from engram_tables.address.hashing import exact_keys, hash_ngrams
+from engram_tables.address.hashing import exact_keys
 from engram_tables.address.reference import window
 from engram_tables.errors import InvalidInput
-from engram_tables.inspect.table import file_name
-from engram_tables.units import PAGE_BYTES
+from engram_tables.inspect.membership import BundleIndex, HotRows, HotView, hot_rows_of
+from engram_tables.inspect.next_tokens import NextTokens, NextView
+from engram_tables.inspect.owners import Row, Search, find_owners, spell
+from engram_tables.inspect.row_places import PartView, ReadCost, Stretch, cost_of, is_here, part_views, stretches_of
+from engram_tables.inspect.tokens import TokenView, token_view
+from engram_tables.units import ProgressHook
 
 if TYPE_CHECKING:
+    from engram_tables.address.spec import Addresses
     from engram_tables.address.vocabulary import Vocabulary
     from engram_tables.corpus.counts.counts_store import Counts
-    from engram_tables.corpus.counts.ngram_counts import NgramCounts
     from engram_tables.fetch.table import Table
-
-# Corpus n-grams hashed at a time when rows are searched for: bounds the memory of the search.
-_SEARCH_BLOCK = 1 << 20
-_FILTER_BITS = 16
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenView:
-    """One token of an n-gram.
-
-    Attributes
-    ----------
-    token_id
-        None where the history is missing and the fill id stands in.
-    text
-        What the token says in the text; empty for the fill.
-    form
-        The form it folds to.
-    folds_with
-        Texts of other tokens with the same canonical id, the first few.
-    n_folded
-        Number of tokens that share the canonical id, this one included.
-    """
-
-    token_id: int | None
-    canonical_id: int
-    text: str
-    form: str
-    folds_with: tuple[str, ...]
-    n_folded: int
+    from engram_tables.fetch.tiers.hot_list import HotList
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sharer:
-    """A corpus n-gram that owns the same row as another one."""
+    """A corpus n-gram that owns the same row as another one; `share` is its part of the row's lookups."""
 
     canonical_ids: tuple[int, ...]
     forms: tuple[str, ...]
     occurrences: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PartView:
-    """Where one part of a record lies; a record in one piece has one, `records`.
-
-    Attributes
-    ----------
-    file
-        Its name within the table's or checkpoint's directory.
-    offset
-        Byte offset from the start of that file.
-    first_page, n_pages
-        The 4096-byte pages of the file that hold it.
-    """
-
-    part: str
-    file: str
-    offset: int
-    n_bytes: int
-    first_page: int
-    n_pages: int
+    share: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,8 +47,13 @@ class RowView:
         Where its record lies; empty where another rank holds it.
     norm
         Euclidean norm of the row's values; None where the row is not here, or no codec decodes it.
+    n_lookups, own_share
+        Times that the corpus looks the row up, and the part of that which is this n-gram's own (None where there is no
+        lookup, or it begins before the text); None without counts.
     n_sharers, sharers
-        Corpus n-grams that own the same row, and the most frequent of them; None without counts.
+        Corpus n-grams of another key that own the same row, and the most frequent of them; None without counts.
+    hot
+        Its place in the hot list; None where it is not in it or no list was given.
     """
 
     layer_id: int
@@ -102,30 +61,98 @@ class RowView:
     row: int
     parts: tuple[PartView, ...]
     norm: float | None
+    n_lookups: int | None
+    own_share: float | None
     n_sharers: int | None
     sharers: tuple[Sharer, ...]
+    hot: HotView | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchView:
+    """What fetching all rows of an n-gram costs now, before they were read here.
+
+    Attributes
+    ----------
+    rows
+        Row by row. Rows that are not here are not in it.
+    bundles
+        Layers whose rows of the n-gram lie together as one bundle; None for a table without bundles.
+    bundled
+        With those bundles; None for a table without.
+    """
+
+    rows: ReadCost
+    bundles: tuple[int, ...] | None
+    bundled: ReadCost | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NgramView:
-    """An n-gram that ends at a position of the text.
+    """An n-gram that ends at a position of a text.
 
     Attributes
     ----------
+    text
+        In which it was asked for.
     tokens
         Oldest first.
     keys
         The mix before the modulus, by layer id.
     occurrences
         How often the corpus holds it; None without counts, and for n-grams that begin before the text.
+    next_tokens
+        Of a next-token table, by layer: which tokens its rows say come next; empty for other tables.
     """
 
+    text: str
     position: int
     order: int
     tokens: tuple[TokenView, ...]
     keys: dict[int, int]
     occurrences: int | None
     rows: tuple[RowView, ...]
+    fetch: FetchView
+    next_tokens: tuple[NextView, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NgramsReport:
+    """N-grams of some texts, and what finding them out cost.
+
+    Attributes
+    ----------
+    n_rows_read, bytes_read
+        Records that were read, each once, and their bytes.
+    n_ngrams_searched, counts_bytes
+        Counted n-grams that were hashed to find who shares a row, and bytes of the files that hold them.
+    """
+
+    ngrams: tuple[NgramView, ...]
+    n_rows_read: int
+    bytes_read: int
+    n_ngrams_searched: int
+    counts_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What to look at and to show.
+
+    Attributes
+    ----------
+    orders
+        Only these; all of the table's if None.
+    last_only
+        Only the n-grams that end with a text.
+    n_sharers, n_next
+        The most frequent sharers of a row, and the likeliest next tokens of an n-gram, to name.
+    """
+
+    orders: Sequence[int] | None = None
+    last_only: bool = False
+    n_sharers: int = 3
+    n_next: int = 5
 
 
 def inspect_ngrams(
@@ -138,73 +165,72 @@ def inspect_ngrams(
     last_only: bool = False,
     n_sharers: int = 3,
 ) -> list[NgramView]:
-    """Every n-gram that ends at each position of a text.
+    """Every n-gram that ends at each position of a text: `inspect_texts` of one text."""
+    asked = Asked(orders=orders, last_only=last_only, n_sharers=n_sharers)
+    return list(inspect_texts(table, [text], counts=counts, vocabulary=vocabulary, asked=asked).ngrams)
+
+
+def inspect_texts(
+    table: Table,
+    texts: Sequence[str],
+    *,
+    counts: Counts | None = None,
+    vocabulary: Vocabulary | None = None,
+    hot_list: HotList | None = None,
+    asked: Asked | None = None,
+    progress: ProgressHook | None = None,
+) -> NgramsReport:
+    """Every n-gram that ends at each position of each text, text by text.
 
     Parameters
     ----------
     counts
-        Counts over the table's vocabulary: gives occurrences and the corpus n-grams that share a row.
+        Counts over the table's vocabulary: occurrences, the corpus n-grams that share a row, and for a next-token
+        table what was counted next (`count --next raw`).
     vocabulary
         The table's own by default.
-    orders
-        Only these; all of the table's by default.
-    last_only
-        Only the n-grams that end with the text.
-    n_sharers
-        The most frequent sharers to name per row.
+    progress
+        Called with counted n-grams that were searched.
 
     Raises
     ------
     InvalidInput
         A text without a token, an order that the table lacks, a table without vocabulary where none is given.
     SpecMismatch
-        Counts or vocabulary that are not the table's.
+        Counts, vocabulary or hot list that are not the table's.
 
     Notes
     -----
-    Cost: a few records read; with counts, one pass over the corpus n-grams of each order asked for and each
-    layer.
+    Cost: one fetch of the records a layer, each read once; with counts, one pass over the corpus n-grams of each order
+    asked for, whatever the number of texts.
     """
+    asked = asked or Asked()
     vocabulary = _table_vocabulary(table, vocabulary)
     if counts is not None:
         counts.check_vocabulary(vocabulary.map_sha256)
-    orders = _known_orders(table, orders)
-    token_ids = np.array(vocabulary.encode(text), dtype=np.int64)
-    if not len(token_ids):
-        raise InvalidInput("the text holds no token; give one word or more")
-    positions = range(len(token_ids) - 1, len(token_ids)) if last_only else range(len(token_ids))
-    canonical_ids = vocabulary.canonical(token_ids)
-    spec = table.spec
-    addresses = spec.address(canonical_ids)
-    views = _RowViews(table, addresses.rows, list(positions))
-    sharing = {
-        order: _Sharing(table, counts.load(order).whole(), views.rows_of(order), order, n_sharers, vocabulary)
-        for order in orders
-        if counts is not None and order in counts.orders
-    }
-    found = []
-    for position in positions:
-        for order in orders:
-            seen = window(canonical_ids.tolist(), position, max_order=spec.max_order, history=spec.history)
-            places = [(position - back, seen[back]) for back in range(spec.lag(order), spec.lag(order) + order)][::-1]
-            tokens = tuple(
-                _token_view(vocabulary, int(token_ids[place]) if place >= 0 else None, canonical_id)
-                for place, canonical_id in places
-            )
-            ids = tuple(canonical_id for _, canonical_id in places)
-            whole = places[0][0] >= 0
-            keys = exact_keys(addresses.keys[position, :, spec.orders.index(order)])
-            found.append(
-                NgramView(
-                    position=position,
-                    order=order,
-                    tokens=tokens,
-                    keys=dict(zip(spec.layer_ids, keys, strict=True)),
-                    occurrences=sharing[order].occurrences(ids) if order in sharing and whole else None,
-                    rows=views.of(position, order, sharing.get(order), keys),
-                )
-            )
-    return found
+    orders = _known_orders(table, asked.orders)
+    hot = hot_rows_of(table, hot_list)
+    found = [
+        ngram for text in texts for ngram in _ngrams_of(table, text, vocabulary, orders, last_only=asked.last_only)
+    ]
+    rows = {Row(layer_id, row) for ngram in found for layer_id, of in ngram.rows.items() for row in of}
+    search = None if counts is None else find_owners(table.spec, counts, rows, progress=progress)
+    # Before rows are read: afterwards their pages are in memory.
+    bundles = BundleIndex(table)
+    fetches = [_fetch_view(table, ngram, bundles) for ngram in found]
+    values = _Values(table, rows)
+    sharing = _Sharing(counts, search, found, vocabulary, asked.n_sharers)
+    following = NextTokens(table, counts, vocabulary, asked.n_next)
+    return NgramsReport(
+        ngrams=tuple(
+            _view(table, ngram, fetch, values, sharing, following, hot)
+            for ngram, fetch in zip(found, fetches, strict=True)
+        ),
+        n_rows_read=values.n_rows,
+        bytes_read=values.n_rows * table.row_bytes,
+        n_ngrams_searched=0 if search is None else search.n_ngrams,
+        counts_bytes=0 if search is None else search.counts_bytes,
+    )
 
 
 def _table_vocabulary(table: Table, vocabulary: Vocabulary | None) -> Vocabulary:
@@ -224,140 +250,200 @@ def _known_orders(table: Table, orders: Sequence[int] | None) -> tuple[int, ...]
     return tuple(sorted(set(orders)))
 
 
-def _token_view(vocabulary: Vocabulary, token_id: int | None, canonical_id: int, n_shown: int = 6) -> TokenView:
-    """A token as the hash saw it: nothing but the fill where it is out of sight."""
-    if canonical_id >= vocabulary.canonical_size:
-        # A fill or a replacement beyond the tokenizer's own ids.
-        return TokenView(token_id=None, canonical_id=canonical_id, text="", form="", folds_with=(), n_folded=0)
-    if token_id is not None and int(vocabulary.canonical([token_id])[0]) != canonical_id:
-        token_id = None
-    members = vocabulary.members(canonical_id)
-    others = [vocabulary.text(member) for member in members if member != token_id]
-    return TokenView(
-        token_id=token_id,
-        canonical_id=canonical_id,
-        text="" if token_id is None else vocabulary.text(token_id),
-        form=vocabulary.form(canonical_id),
-        folds_with=tuple(others[:n_shown]) if token_id is not None else (),
-        n_folded=len(members),
+class _Ngram(NamedTuple):
+    """An n-gram before anything is read.
+
+    Attributes
+    ----------
+    ids
+        Canonical ids, oldest first.
+    is_whole
+        Whether it begins within the text.
+    keys, raw_keys
+        By layer id: as integers, and (1,) of the spec's `key_dtype`.
+    rows
+        By layer id, head by head.
+    """
+
+    text: str
+    position: int
+    order: int
+    tokens: tuple[TokenView, ...]
+    ids: tuple[int, ...]
+    is_whole: bool
+    keys: dict[int, int]
+    raw_keys: dict[int, npt.NDArray[np.generic]]
+    rows: dict[int, list[int]]
+
+
+def _ngrams_of(
+    table: Table, text: str, vocabulary: Vocabulary, orders: Sequence[int], *, last_only: bool
+) -> list[_Ngram]:
+    token_ids = np.array(vocabulary.encode(text), dtype=np.int64)
+    if not len(token_ids):
+        raise InvalidInput(f"the text {text!r} holds no token; give one word or more")
+    canonical_ids = vocabulary.canonical(token_ids)
+    addresses = table.spec.address(canonical_ids)
+    positions = range(len(token_ids) - 1, len(token_ids)) if last_only else range(len(token_ids))
+    return [
+        _ngram(table, text, position, order, token_ids, canonical_ids, addresses, vocabulary)
+        for position in positions
+        for order in orders
+    ]
+
+
+def _ngram(
+    table: Table,
+    text: str,
+    position: int,
+    order: int,
+    token_ids: npt.NDArray[np.int64],
+    canonical_ids: npt.NDArray[np.uint32],
+    addresses: Addresses,
+    vocabulary: Vocabulary,
+) -> _Ngram:
+    spec = table.spec
+    seen = window(canonical_ids.tolist(), position, max_order=spec.max_order, history=spec.history)
+    places = [(position - back, seen[back]) for back in range(spec.lag(order), spec.lag(order) + order)][::-1]
+    columns = [column for column, (o, _) in enumerate(spec.columns) if o == order]
+    keys = addresses.keys[position, :, spec.orders.index(order)]
+    return _Ngram(
+        text=text,
+        position=position,
+        order=order,
+        tokens=tuple(
+            token_view(vocabulary, int(token_ids[place]) if place >= 0 else None, canonical_id)
+            for place, canonical_id in places
+        ),
+        ids=tuple(canonical_id for _, canonical_id in places),
+        is_whole=places[0][0] >= 0,
+        keys=dict(zip(spec.layer_ids, exact_keys(keys), strict=True)),
+        raw_keys={layer_id: keys[at : at + 1] for at, layer_id in enumerate(spec.layer_ids)},
+        rows={layer_id: addresses.rows[position, at, columns].tolist() for at, layer_id in enumerate(spec.layer_ids)},
     )
 
 
-class _RowViews:
-    """The rows of some positions, located and read once."""
+def _fetch_view(table: Table, ngram: _Ngram, bundles: BundleIndex) -> FetchView:
+    apart: list[Stretch] = []
+    bundled: list[Stretch] = []
+    layers = []
+    for layer_id, rows in ngram.rows.items():
+        stretches = [stretch for row in rows for stretch in stretches_of(table.stored, layer_id, row)]
+        apart += stretches
+        number = int(bundles.find(layer_id, ngram.order, ngram.raw_keys[layer_id])[0])
+        if number >= 0:
+            layers.append(layer_id)
+            stretches = [bundles.stretch(layer_id, ngram.order, number)]
+        bundled += stretches
+    return FetchView(
+        rows=cost_of(apart),
+        bundles=tuple(layers) if bundles.is_there else None,
+        bundled=cost_of(bundled) if bundles.is_there else None,
+    )
 
-    def __init__(self, table: Table, rows: npt.NDArray[np.int64], positions: Sequence[int]) -> None:
-        self._table, self._rows, self._positions = table, rows, positions
-        self._columns = table.spec.columns
 
-    def rows_of(self, order: int) -> dict[int, npt.NDArray[np.int64]]:
-        """int64 (positions, heads) by layer id."""
-        columns = [column for column, (o, _) in enumerate(self._columns) if o == order]
-        return {
-            layer_id: self._rows[np.ix_(self._positions, [layer_idx], columns)][:, 0]
-            for layer_idx, layer_id in enumerate(self._table.spec.layer_ids)
-        }
+class _Values:
+    """The values of some rows, each record read once; none where no codec decodes them."""
 
-    def of(self, position: int, order: int, sharing: _Sharing | None, keys: list[int]) -> tuple[RowView, ...]:
-        views = []
-        for layer_idx, layer_id in enumerate(self._table.spec.layer_ids):
-            columns = [column for column, (o, _) in enumerate(self._columns) if o == order]
-            rows = self._rows[position, layer_idx, columns]
-            norms = self._norms(layer_id, rows)
-            for head, row in enumerate(rows.tolist()):
-                owners = None if sharing is None else sharing.of(layer_id, head, row, keys[layer_idx])
-                views.append(
-                    RowView(
-                        layer_id=layer_id,
-                        head=head,
-                        row=row,
-                        parts=self._parts(layer_id, row),
-                        norm=norms[head],
-                        n_sharers=None if owners is None else owners[0],
-                        sharers=() if owners is None else owners[1],
-                    )
-                )
-        return tuple(views)
+    def __init__(self, table: Table, rows: set[Row]) -> None:
+        self.n_rows = 0
+        self._values: dict[Row, npt.NDArray[np.float32]] = {}
+        if not table.stored.codec.can_decode:
+            return
+        for layer_id in table.spec.layer_ids:
+            here = sorted(row for row in rows if row.layer_id == layer_id and is_here(table.stored, *row))
+            records = table.fetch_rows(layer_id, np.array([row.row for row in here], np.int64))
+            self._values.update(zip(here, table.decode(records), strict=True))
+            self.n_rows += len(here)
 
-    def _is_here(self, layer_id: int, row: int) -> bool:
-        return any(start <= row < stop for start, stop in self._table.stored.owned(layer_id))
+    def norm(self, row: Row) -> float | None:
+        """Euclidean norm; None for a row that was not read."""
+        return float(np.linalg.norm(self._values[row])) if row in self._values else None
 
-    def _norms(self, layer_id: int, rows: npt.NDArray[np.int64]) -> list[float | None]:
-        here = [self._is_here(layer_id, row) for row in rows.tolist()]
-        if not self._table.stored.codec.can_decode:
-            return [None] * len(rows)
-        norms = iter(np.linalg.norm(self._table.decode(self._table.fetch_rows(layer_id, rows[here])), axis=1).tolist())
-        return [next(norms) if is_here else None for is_here in here]
-
-    def _parts(self, layer_id: int, row: int) -> tuple[PartView, ...]:
-        stored = self._table.stored
-        if not self._is_here(layer_id, row):
-            return ()
-        views = []
-        for part_idx, part in enumerate(stored.parts):
-            spots = stored.locate(layer_id, np.array([row]), part_idx)
-            offset = int(spots.offsets[0])
-            first_page = offset // PAGE_BYTES
-            views.append(
-                PartView(
-                    part=part.name,
-                    file=file_name(stored, int(spots.file_idx[0])),
-                    offset=offset,
-                    n_bytes=part.n_bytes,
-                    first_page=first_page,
-                    n_pages=(offset + part.n_bytes - 1) // PAGE_BYTES - first_page + 1,
-                )
-            )
-        return tuple(views)
+    def of(self, layer_id: int, rows: Sequence[int]) -> npt.NDArray[np.float32] | None:
+        """float32 (rows, width); None unless all of them were read."""
+        found = [self._values.get(Row(layer_id, row)) for row in rows]
+        return None if any(values is None for values in found) else np.stack([v for v in found if v is not None])
 
 
 class _Sharing:
-    """Which corpus n-grams of one order own some wanted rows: one pass over them, when it is made."""
+    """Who else owns rows, and how often n-grams occur; nothing without counts."""
 
     def __init__(
-        self,
-        table: Table,
-        ngrams: NgramCounts,
-        wanted: dict[int, npt.NDArray[np.int64]],
-        order: int,
-        n_named: int,
-        vocabulary: Vocabulary,
+        self, counts: Counts | None, search: Search | None, ngrams: list[_Ngram], vocabulary: Vocabulary, n_named: int
     ) -> None:
-        self._ngrams, self._n_named, self._vocabulary = ngrams, n_named, vocabulary
-        self._owners: dict[tuple[int, int, int], list[tuple[int, int]]] = {}
-        for layer_id, rows in wanted.items():
-            self._search(table, layer_id, order, rows)
+        self._search, self._vocabulary, self._n_named = search, vocabulary, n_named
+        self._occurrences: dict[tuple[int, ...], int] = {}
+        if counts is not None:
+            for order in {ngram.order for ngram in ngrams} & set(counts.orders):
+                whole = sorted({ngram.ids for ngram in ngrams if ngram.order == order and ngram.is_whole})
+                found = counts.lookup(np.array(whole, np.uint32).reshape(-1, order))
+                self._occurrences.update(zip(whole, found.tolist(), strict=True))
 
-    def _search(self, table: Table, layer_id: int, order: int, wanted: npt.NDArray[np.int64]) -> None:
-        mask = (1 << _FILTER_BITS) - 1
-        maybe = np.zeros(1 << _FILTER_BITS, dtype=np.bool_)
-        maybe[wanted & mask] = True
-        for start in range(0, self._ngrams.n_distinct, _SEARCH_BLOCK):
-            block = np.ascontiguousarray(self._ngrams.ngrams[start : start + _SEARCH_BLOCK])
-            keys, rows = hash_ngrams(table.spec, layer_id, order, block)
-            # A small filter first: exact membership is then asked of few rows.
-            places, heads = np.nonzero(maybe[rows & mask])
-            exact = (rows[places, heads][:, None] == wanted[:, heads].T).any(axis=1)
-            for place, head in zip(places[exact].tolist(), heads[exact].tolist(), strict=True):
-                owner = (start + place, exact_keys(keys[place]))
-                self._owners.setdefault((layer_id, head, int(rows[place, head])), []).append(owner)
+    def occurrences(self, ngram: _Ngram) -> int | None:
+        """How often the corpus holds an n-gram."""
+        return self._occurrences.get(ngram.ids) if ngram.is_whole else None
 
-    def of(self, layer_id: int, head: int, row: int, key: int) -> tuple[int, tuple[Sharer, ...]]:
-        """How many corpus n-grams of another key own the row, and the most frequent ones."""
-        others = [place for place, owner in self._owners.get((layer_id, head, row), []) if owner != key]
-        others.sort(key=lambda place: (-int(self._ngrams.counts[place]), place))
-        return len(others), tuple(self._sharer(place) for place in others[: self._n_named])
+    def of(self, ngram: _Ngram, row: Row) -> tuple[int | None, float | None, int | None, tuple[Sharer, ...]]:
+        """Lookups of the row, the n-gram's own share of them, n-grams of another key, and the first of these."""
+        if self._search is None or ngram.order in self._search.missing_orders:
+            return None, None, None, ()
+        owned = self._search.rows[row]
+        others = owned.others(ngram.keys[row.layer_id], ngram.order)
+        foreign = sum(owner.occurrences for owner in others)
+        sharers = tuple(
+            Sharer(
+                canonical_ids=owner.ids,
+                forms=spell(self._vocabulary, owner.ids),
+                occurrences=owner.occurrences,
+                share=owner.occurrences / owned.n_lookups,
+            )
+            for owner in others[: self._n_named]
+        )
+        # An n-gram that begins before the text is not counted: what is its own is not known.
+        is_known = bool(owned.n_lookups) and self.occurrences(ngram) is not None
+        own_share = 1 - foreign / owned.n_lookups if is_known else None
+        return owned.n_lookups, own_share, len(others), sharers
 
-    def _sharer(self, place: int) -> Sharer:
-        ids = tuple(self._ngrams.ngrams[place].tolist())
-        forms = tuple(self._vocabulary.form(canonical_id) for canonical_id in ids)
-        return Sharer(canonical_ids=ids, forms=forms, occurrences=int(self._ngrams.counts[place]))
 
-    def occurrences(self, ids: tuple[int, ...]) -> int:
-        """How often the corpus holds an n-gram: a binary search by one column after the other."""
-        start, stop = 0, self._ngrams.n_distinct
-        for column, canonical_id in zip(self._ngrams.columns, ids, strict=True):
-            part = column[start:stop]
-            low, high = np.searchsorted(part, [canonical_id, canonical_id + 1])
-            start, stop = start + int(low), start + int(high)
-        return int(self._ngrams.counts[start]) if start < stop else 0
+def _view(
+    table: Table,
+    ngram: _Ngram,
+    fetch: FetchView,
+    values: _Values,
+    sharing: _Sharing,
+    following: NextTokens,
+    hot: HotRows | None,
+) -> NgramView:
+    views = []
+    for layer_id, rows in ngram.rows.items():
+        for head, row in enumerate(rows):
+            n_lookups, own_share, n_sharers, sharers = sharing.of(ngram, Row(layer_id, row))
+            views.append(
+                RowView(
+                    layer_id=layer_id,
+                    head=head,
+                    row=row,
+                    parts=part_views(table.stored, layer_id, row),
+                    norm=values.norm(Row(layer_id, row)),
+                    n_lookups=n_lookups,
+                    own_share=own_share,
+                    n_sharers=n_sharers,
+                    sharers=sharers,
+                    hot=None if hot is None else hot.find(layer_id, row),
+                )
+            )
+    said = [
+        following.of(layer_id, ngram.order, ngram.ids, values.of(layer_id, of)) for layer_id, of in ngram.rows.items()
+    ]
+    return NgramView(
+        text=ngram.text,
+        position=ngram.position,
+        order=ngram.order,
+        tokens=ngram.tokens,
+        keys=ngram.keys,
+        occurrences=sharing.occurrences(ngram),
+        rows=tuple(views),
+        fetch=fetch,
+        next_tokens=tuple(view for view in said if view is not None),
+    )

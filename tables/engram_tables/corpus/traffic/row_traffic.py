@@ -265,7 +265,7 @@ def measure_traffic(
                 where = head.layer.layer_id, head.column
                 sink = None if sink_for is None else sink_for(*where)
                 counts = rows.count(head, distinct, pages, sink=sink, add_progress=ticks.add)
-                found[where] = _head_traffic(head, counts, distinct.n_total, distinct.n_distinct)
+                found[where] = head_traffic(head, counts, distinct.n_total, distinct.n_distinct)
     ticks.begin(ticks.n_parts, 1)
     return Traffic(
         spec=spec,
@@ -284,7 +284,8 @@ def _heads(spec: AddressSpec, source: KeySource) -> list[Head]:
     return [Head(spec=spec, layer=layer, column=column) for layer in layers for column in columns]
 
 
-def _head_traffic(head: Head, counts: RowCounts, n_lookups: int, n_ngrams: int) -> HeadTraffic:
+def head_traffic(head: Head, counts: RowCounts, n_lookups: int, n_ngrams: int) -> HeadTraffic:
+    """What the counters of a head say of its traffic: `n_lookups` of `n_ngrams` distinct keys."""
     hits, ngrams = counts.by_hits, counts.by_ngrams
     untouched = int(hits.n_rows[hits.values == 0].sum())
     squares = sum(int(value) ** 2 * int(rows) for value, rows in zip(ngrams.values, ngrams.n_rows, strict=True))

@@ -1,0 +1,102 @@
+"""How the `engram inspect` commands spell what they have in common: n-grams, shares, bytes, JSON without NaN."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import contextmanager
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from engram_tables.units import format_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from engram_tables.corpus.counts.counts_store import Counts
+    from engram_tables.inspect.row_places import ReadCost
+
+TablePath = Annotated[
+    str, typer.Argument(metavar="TABLE", help="A table's directory, or a checkpoint read where it lies.")
+]
+SubjectPlace = Annotated[
+    str,
+    typer.Argument(
+        metavar="TABLE|SPEC", help="A table, a checkpoint, a spec's .json or .npz, or a preset: whose hash to look at."
+    ),
+]
+CountsDir = Annotated[
+    Path | None,
+    typer.Option("--counts", metavar="DIR", help="N-gram counts of a corpus, made by `engram count`."),
+]
+HotListFile = Annotated[
+    Path | None,
+    typer.Option("--hot-list", metavar="FILE", help="A hot list of `engram simulate --hot-list`: is the row in it?"),
+]
+OnlyOrders = Annotated[str | None, typer.Option("--orders", metavar="N,N", help="Only n-grams of these lengths.")]
+OnlyLayers = Annotated[str | None, typer.Option("--layers", metavar="IDS", help="Only these layers.")]
+
+_MOST_WIDE = 40
+
+
+@contextmanager
+def counts_if(counts: Path | None) -> Iterator[Counts | None]:
+    """Open counts for a block, or none."""
+    if counts is None:
+        yield None
+        return
+    from engram_tables.corpus.counts.counts_store import open_counts
+
+    with open_counts(counts) as opened:
+        yield opened
+
+
+def ngram_text(forms: Sequence[str], *, most: int = _MOST_WIDE) -> str:
+    """The forms of an n-gram between bars, cut in the middle where they are long."""
+    text = " ".join(f"[{form}]" for form in forms).replace("\n", "\\n")
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """A share as per cent; a dash for None, and never 0 or 100 for what is merely close."""
+    if share is None:
+        return "-"
+    text = f"{100 * share:.{digits}f}"
+    if share > 0 and float(text) == 0:
+        return f"<{10**-digits:.{digits}f} %"
+    if share < 1 and float(text) == 100:
+        return f">{100 - 10**-digits:.{digits}f} %"
+    return f"{text} %"
+
+
+def pages_text(cost: ReadCost) -> str:
+    """`3 pages, 1 of them in memory`."""
+    pages = f"{cost.n_pages:,} page{'' if cost.n_pages == 1 else 's'}"
+    if cost.n_resident_pages is None:
+        return f"{pages}, not known whether in memory"
+    if cost.n_resident_pages == cost.n_pages:
+        return f"{pages}, {'all ' if cost.n_pages > 1 else ''}in memory"
+    return f"{pages}, {cost.n_resident_pages or 'none'} of them in memory" if cost.n_pages > 1 else f"{pages}, on disk"
+
+
+def searched_text(n_ngrams: int, counts_bytes: int, seconds: float) -> str:
+    """What a search of counts cost."""
+    return f"searched {n_ngrams:,} counted n-grams ({format_bytes(counts_bytes)} of counts) in {seconds:.1f} s"
+
+
+def finite(value: Any) -> Any:
+    """JSON values in which NaN and infinities, which JSON lacks, are null."""
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(entry) for entry in value]
+    return value
+
+
+def join(numbers: Iterable[object]) -> str:
+    """`2, 3, 4`."""
+    return ", ".join(map(str, numbers))
