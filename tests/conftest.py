@@ -11,6 +11,14 @@ import pytest
 from engram_tables.address.vocabulary import Vocabulary, build_vocabulary
 
 ROOT = Path(__file__).resolve().parent.parent
+_SLOW_SECONDS = 3600
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A slow test may take an hour unless it says otherwise: on a busy machine the usual limit would break it off."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(_SLOW_SECONDS))
 
 
 @pytest.fixture(scope="session")

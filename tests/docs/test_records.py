@@ -66,12 +66,12 @@ def _run(*words: object, code: int = 0) -> list[dict[str, Any]]:
 
 
 def _keys(value: Any) -> set[str]:
-    """Every key at any depth, but for those that are data themselves: layer ids, orders, package names."""
+    """Every key at any depth, but for those that are data themselves: layer ids, orders, exponents, package names."""
     if isinstance(value, list):
         return set().union(*map(_keys, value)) if value else set()
     if not isinstance(value, dict):
         return set()
-    own = {key for key in value if not key.isdigit()} - {"packages"}
+    own = {key for key in value if not key.removeprefix("-").isdigit()} - {"packages"}
     return own.union(*(_keys(item) for key, item in value.items() if key != "packages"))
 
 
@@ -102,8 +102,10 @@ def made(tiny_vocab_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
          "-o", home / "table")  # fmt: skip
     _run("tokenize", home / "text.txt", "--vocab", tiny_vocab_file, "-o", home / "tokens")
     _run("count", home / "tokens", "--vocab", tiny_vocab_file, "-o", home / "counts")
-    _run("count", home / "tokens", "--vocab", tiny_vocab_file, "--orders", "1,2", "--next", "raw",
+    _run("count", home / "tokens", "--vocab", tiny_vocab_file, "--orders", "1,2,3,4", "--next", "raw",
          "-o", home / "followed")  # fmt: skip
+    _run("build-table", "--spec", home / "spec.json", "--vocab", tiny_vocab_file, "--codec", "f32",
+         "--from-counts", home / "followed", "--init", "next-token", "-o", home / "knowing")  # fmt: skip
     _run("golden", "emit", "--spec", home / "spec.json", "-o", home / "golden.json")
     # A checkpoint's form of the table, tables that are made from it, and one row that differs.
     _run("build-table", "--spec", home / "spec.json", "--codec", "fp8-e4m3-e8m0", "-o", home / "fresh")
@@ -159,7 +161,14 @@ def test_every_key_that_is_printed_is_documented(page: str, made: Path, tiny_voc
         *_run("inspect", "table", table, "--json"),
         *_run("inspect", "table", made / "ranks" / "rank-1-of-2", "--json"),
         *_run("inspect", "vocab", tiny_vocab_file, "--json"),
+        *_run("inspect", "vocab", tiny_vocab_file, "--search", "the", "--why", "--json"),
         *_run("inspect", "ngram", table, "the cat", "--counts", made / "counts", "--json"),
+        *_run("inspect", "ngram", made / "knowing", "the cat", "--counts", made / "followed", "--json"),
+        *_run("inspect", "row", table, "1", "5", "--counts", made / "counts", "--json"),
+        *_run("inspect", "stats", made / "changed", "--against", made / "knowing", "--json", code=6),
+        *_run("inspect", "coverage", table, "--counts", made / "counts", "--json"),
+        *_run("inspect", "collisions", table, "--counts", made / "counts", "--json"),
+        *_run("evaluate", made / "knowing", made / "text.txt", "--counts", made / "followed", "--json"),
         *_run("build-table", "--from", made / "fresh", "--bundles-only", "--bundles", counts, "--bundle-budget", "9KiB",
               "-o", made / "fresh" / "bundles", "--json"),
         *_run("verify", made / "fresh", made / "fresh" / "bundles", "--json"),
