@@ -55,7 +55,7 @@ def evaluate(
         typer.Option("--heads", metavar="N,N", help="Read only the first N heads, each by itself; all always are."),
     ] = "1,2,4,8",
     layer: Annotated[
-        int | None, typer.Option("--layer", metavar="ID", help="Whose rows are read; the first layer by default.")
+        int | None, typer.Option("--layer", metavar="ID", help="Whose rows are read; the first whole one by default.")
     ] = None,
     sample: Annotated[
         str,

@@ -168,6 +168,9 @@ def _spell(token: TokenView) -> str:
 
 def _show_fetch(view: NgramView) -> None:
     cost, bundled = view.fetch.rows, view.fetch.bundled
+    if not cost.n_reads:
+        _line("to fetch", "nothing: none of its rows is here")
+        return
     reads = f"{cost.n_reads:,} read{'s' * (cost.n_reads != 1)}"
     _line("to fetch", f"{reads}, {cost.n_bytes:,} bytes in {pages_text(cost)}")
     if bundled is None or view.fetch.bundles is None:

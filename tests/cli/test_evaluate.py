@@ -238,6 +238,19 @@ def test_refusals(engram: Engram, home: Home, tiny_table: Path, tiny_vocab_file:
     refused(home.place / "nothing", home.unseen, code=4)
 
 
+def test_the_first_whole_layer_is_read_and_a_part_refused(engram: Engram, home: Home) -> None:
+    assert engram("build-table", "--from", home.table, "--layers", "3", "-o", "third").code == 0
+    assert engram("build-table", "--from", home.table, "--rows", "0:50", "-o", "part").code == 0
+    (alone,) = engram("evaluate", "third", home.unseen, "--json").records()
+    (whole,) = engram("evaluate", home.table, home.unseen, "--layer", "3", "--json").records()
+    assert alone["table"]["layer_id"] == 3
+    assert alone["heads"] == whole["heads"]
+    ran = engram("evaluate", "third", home.unseen, "--layer", "1")
+    assert (ran.code, "of layer 1, expected all; give the whole table, or --layer 3" in ran.err) == (3, True), ran.err
+    ran = engram("evaluate", "part", home.unseen)
+    assert (ran.code, "found 50 of the" in ran.err) == (3, True), ran.err
+
+
 def test_another_vocabulary_is_refused(engram: Engram, home: Home, tmp_path: Path) -> None:
     own = home.vocabulary
     other = Vocabulary(

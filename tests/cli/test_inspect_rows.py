@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from engram_tables import open_table
 from engram_tables.address.hashing import hash_ngrams
 from engram_tables.corpus.counts.counts_store import open_counts
 from engram_tables.fetch.tiers.hot_list import HotList, write_hot_list
+from engram_tables.storage.building.writer import build_table, plan_table
 
 from .conftest import Engram, Ran, _run
 
@@ -184,3 +187,37 @@ def test_rows_of_next_tokens_are_read_beside_the_counted_ones(
     assert "rows say" in human
     beside = engram("inspect", "ngram", "table", " the cat", "The cat sat", "--orders", 2, "--counts", counts).out
     assert "how often the rows say" in beside
+
+
+def test_values_near_the_end_of_float32_have_a_length(engram: Engram, tiny_table: Path) -> None:
+    shutil.copytree(tiny_table, "large")
+    (view,) = records(engram("inspect", "ngram", "large", " the", "--orders", "2", "--json"))
+    part = view["rows"][0]["parts"][0]
+    with (Path("large") / part["file"]).open("r+b") as file:
+        file.seek(part["offset"])
+        file.write(np.full(32, 1e30, "<f4").tobytes())
+    (view,) = records(engram("inspect", "ngram", "large", " the", "--orders", "2", "--json"))
+    assert view["rows"][0]["norm"] == pytest.approx(32**0.5 * 1e30)
+    (row,) = records(engram("inspect", "row", "large", 1, view["rows"][0]["row"], "--json"))
+    assert row["values"]["norm"] == view["rows"][0]["norm"]
+
+
+def test_what_the_hash_replaces_is_counted_as_it_was(
+    engram: Engram, tiny_table: Path, tiny_vocab_file: Path, counts: Path, tmp_path: Path
+) -> None:
+    with open_table(tiny_table) as table:
+        spec, vocabulary = table.spec, table.vocabulary
+    assert vocabulary is not None
+    ids = vocabulary.canonical(vocabulary.encode(" cat sat")).tolist()
+    hidden = replace(spec.history, replaced=((ids[0], ids[0] + 1),), replacement=ids[1])
+    build_table(
+        plan_table(
+            replace(spec, history=hidden), codec="f32", layout="packed", init="zeros", vocabulary_file=tiny_vocab_file
+        ),
+        tmp_path / "t",
+        threads=1,
+    )
+    asked = (" cat sat", "--orders", "2", "--last", "--counts", counts, "--json")
+    (view,) = records(engram("inspect", "ngram", "t", *asked))
+    assert [token["canonical_id"] for token in view["tokens"]] == [ids[1], ids[1]]
+    assert view["occurrences"] == 100

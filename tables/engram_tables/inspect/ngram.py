@@ -256,7 +256,7 @@ class _Ngram(NamedTuple):
     Attributes
     ----------
     ids
-        Canonical ids, oldest first.
+        Canonical ids as they are counted, oldest first: those of the text, whatever the hash sees in their place.
     is_whole
         Whether it begins within the text.
     keys, raw_keys
@@ -315,7 +315,7 @@ def _ngram(
             token_view(vocabulary, int(token_ids[place]) if place >= 0 else None, canonical_id)
             for place, canonical_id in places
         ),
-        ids=tuple(canonical_id for _, canonical_id in places),
+        ids=tuple(int(canonical_ids[place]) if place >= 0 else canonical_id for place, canonical_id in places),
         is_whole=places[0][0] >= 0,
         keys=dict(zip(spec.layer_ids, exact_keys(keys), strict=True)),
         raw_keys={layer_id: keys[at : at + 1] for at, layer_id in enumerate(spec.layer_ids)},
@@ -358,7 +358,11 @@ class _Values:
 
     def norm(self, row: Row) -> float | None:
         """Euclidean norm; None for a row that was not read."""
-        return float(np.linalg.norm(self._values[row])) if row in self._values else None
+        if row not in self._values:
+            return None
+        # In float32 the squares of values that it holds would pass its range; what is not finite stays so.
+        with np.errstate(invalid="ignore"):
+            return float(np.linalg.norm(self._values[row].astype(np.float64)))
 
     def of(self, layer_id: int, rows: Sequence[int]) -> npt.NDArray[np.float32] | None:
         """float32 (rows, width); None unless all of them were read."""

@@ -224,8 +224,8 @@ def _values(table: Table, row: Row) -> ValuesView | None:
         return None
     record = table.fetch_rows(row.layer_id, np.array([row.row], np.int64))
     values = table.decode(record)[0]
-    with np.errstate(invalid="ignore", over="ignore"):
-        norm, largest = float(np.linalg.norm(values)), float(np.abs(values).max())
+    with np.errstate(invalid="ignore"):
+        norm, largest = float(np.linalg.norm(values.astype(np.float64))), float(np.abs(values).max())
     scales = scales_of(codec, record)
     return ValuesView(
         width=len(values),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_evaluation import judged_positions
 
+from engram_tables.address.hashing import hash_ngrams
 from engram_tables.address.recipes import make_recipe
 from engram_tables.address.vocabulary import Rule, Vocabulary
 from engram_tables.corpus.tokens.token_shards import write_tokens
@@ -230,3 +232,10 @@ def test_rows_of_drawn_positions_are_those_of_the_text(tmp_path: Path, monkeypat
     for layer in range(2):
         expected = rows[np.array(at)[text.draw(40, seed=1)], layer]
         assert np.array_equal(rows_of(drawn, spec, vocabulary, layer), expected)
+    # Where shorter n-grams are looked up late, those that end at the position are meant, as they were counted.
+    lagged = replace(spec, mix=replace(spec.mix, oldest_first=True, lagged=True))
+    found, whole = rows_of(drawn, lagged, vocabulary, 1), drawn.n_back >= 3
+    for order in (2, 3):
+        ngrams = vocabulary.canonical_ids[drawn.contexts[whole][:, -order:]]
+        columns = [column for column, (length, _) in enumerate(lagged.columns) if length == order]
+        assert np.array_equal(found[whole][:, columns], hash_ngrams(lagged, 3, order, ngrams)[1])

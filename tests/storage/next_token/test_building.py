@@ -189,6 +189,13 @@ def test_counts_that_do_not_fit_are_refused(counts: Path, tmp_path: Path) -> Non
             build_table(plan, tmp_path / "t", threads=2)
 
 
+def test_ids_that_are_hashed_as_they_are_may_have_more_room(counts: Path, tmp_path: Path) -> None:
+    spec = replace(planted_spec(), canonical_size=1024, folded=False)
+    with open_table(build(counts, tmp_path / "t", spec=spec)) as table:
+        rows = table.decode(table.fetch_rows(1, np.arange(101)))
+    assert (rows == expected_rows(PLANTED, 1)).all()
+
+
 def test_a_sum_too_large_for_the_codec_ends_the_build_with_its_place(tmp_path: Path) -> None:
     counts = planted_counts(tmp_path / "counts", {(5, 6): {17: 70_000}})
     with pytest.raises(InvalidInput, match=r"layer 1, of the rows from .* need a codec of a wide range"):

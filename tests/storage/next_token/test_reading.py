@@ -109,7 +109,7 @@ def test_prediction_backs_off_to_shorter_n_grams() -> None:
 
 def test_wrong_rows_orders_and_layers_are_refused() -> None:
     rows = np.zeros((1, 2, 32), np.float32)
-    with pytest.raises(InvalidInput, match=r"rows of order 2: found shape \(1, 2, 31\), expected \(n, 2, 32\)"):
+    with pytest.raises(InvalidInput, match=r"rows of order 2: found shape \(1, 2, 31\), expected \(n, 1 to 2, 32\)"):
         READER.top(rows[:, :, :31], order=2, layer=1)
     with pytest.raises(InvalidInput, match="order 3: expected one of 2"):
         READER.top(rows, order=3, layer=1)

@@ -29,7 +29,7 @@ from engram_tables.measure.evaluate.positions import JudgedText, Positions
 from engram_tables.measure.evaluate.subject import canonical_ngrams
 from engram_tables.measure.evaluate.tallies import CONFIDENCE, Tallies
 from engram_tables.threads import resolve_threads, run_all
-from engram_tables.units import Stage, unwatched
+from engram_tables.units import Stage, json_int, unwatched
 
 SCHEMA = "engram.evaluate/1"
 MEMORY_BYTES = 2 << 30
@@ -56,7 +56,7 @@ class EvaluatePlan:
     head_counts
         So many of the first heads are read, each by itself; all heads are always among them.
     layer_id
-        The layer whose rows are read; the first if None.
+        The layer whose rows are read; the first that the table holds whole if None.
     engine
         By which rows are read.
     memory_bytes
@@ -187,7 +187,7 @@ class _Evaluation:
                 "n_judged": self._text.n_judged,
                 "n_positions": len(self._chosen),
                 "n_clusters": clusters,
-                "seed": self._plan.seed,
+                "seed": json_int(self._plan.seed),
                 "confidence": CONFIDENCE,
             },
             "overlap": described_overlap(tallies, orders[-1], self._counts) if self._counts is not None else None,

@@ -19,6 +19,7 @@ from engram_tables.measure.evaluate.exact import NONE
 from engram_tables.measure.evaluate.judging import Guess, Guesses, K
 from engram_tables.measure.evaluate.positions import Positions
 from engram_tables.measure.evaluate.subject import rows_of
+from engram_tables.storage.extents import Ranges
 from engram_tables.storage.next_token.reading import NextTokenReader, TopTokens, back_off, reader_of
 from engram_tables.storage.table.reader import StoredTable
 
@@ -82,7 +83,8 @@ class Guesser:
     Raises
     ------
     InvalidInput
-        As `next_token_reader`; a layer that the table does not have; a vocabulary of another size than the counts'.
+        As `next_token_reader`; a layer that the table does not have, or of which it holds a part; a vocabulary of
+        another size than the counts'.
     SpecMismatch
         Another vocabulary than the table's addressing has.
     """
@@ -99,8 +101,7 @@ class Guesser:
                 f"{table.path}: its rows hold {self._reader.recipe.next_size:,} tokens, the vocabulary has "
                 f"{vocabulary.token_count:,}; give the one that the counts were made with (--vocab)"
             )
-        self.layer_id = spec.layer_ids[0] if layer_id is None else layer_id
-        spec.layer(self.layer_id)
+        self.layer_id = _whole_layer(table, layer_id)
         self._layer = spec.layer_ids.index(self.layer_id)
         self.orders = tuple(sorted(spec.orders, reverse=True))
         most = max(spec.heads)
@@ -158,6 +159,24 @@ class Guesser:
             backed_off=predicted.ids,
             is_known=predicted.convincing[:, 0],
         )
+
+
+def _whole_layer(table: Table, layer_id: int | None) -> int:
+    """The layer that is asked for, or the first of which all rows are here."""
+    spec, owned = table.spec, table.stored.owned
+    whole = [layer.layer_id for layer in spec.layers if _n_rows(owned(layer.layer_id)) == layer.n_rows]
+    chosen = layer_id if layer_id is not None else [*whole, spec.layer_ids[0]][0]
+    n_rows = spec.layer(chosen).n_rows
+    if chosen not in whole:
+        raise InvalidInput(
+            f"{table.path}: found {_n_rows(owned(chosen)):,} of the {n_rows:,} rows of layer {chosen}, expected all; "
+            "give the whole table" + (f", or --layer {whole[0]}" if whole else "")
+        )
+    return chosen
+
+
+def _n_rows(ranges: Ranges) -> int:
+    return sum(stop - start for start, stop in ranges)
 
 
 def _spread(top: TopTokens, held: _Held, n_positions: int) -> TopTokens:

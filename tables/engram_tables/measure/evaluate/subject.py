@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from engram_tables.address.hashing import hash_tokens
+from engram_tables.address.hashing import hash_ngrams, hash_tokens
 from engram_tables.address.spec import AddressSpec
 from engram_tables.address.vocabulary import Vocabulary
 from engram_tables.corpus.tokens.token_store import DEAD
@@ -27,7 +27,7 @@ def canonical_ngrams(positions: Positions, vocabulary: Vocabulary, *, pad_id: in
 
 
 def rows_of(positions: Positions, spec: AddressSpec, vocabulary: Vocabulary, layer: int) -> I64:
-    """int64 (n, columns): the rows of one layer, by its place in the spec.
+    """int64 (n, columns): the rows of one layer, by its place in the spec; every order's n-gram ends at the position.
 
     Notes
     -----
@@ -39,6 +39,12 @@ def rows_of(positions: Positions, spec: AddressSpec, vocabulary: Vocabulary, lay
     ids = positions.contexts
     if spec.folded:
         ids = vocabulary.canonical_ids[np.where(is_none, 0, ids)]
+    if spec.mix.lagged:
+        # A model of such a spec looks a shorter n-gram up some tokens late, when what followed it is known.
+        ids = np.where(is_none, spec.history.fill_id, ids).astype(np.uint32)
+        layer_id = spec.layer_ids[layer]
+        found_of = [hash_ngrams(spec, layer_id, order, ids[:, -order:], threads=1)[1] for order in spec.orders]
+        return np.concatenate(found_of, axis=1)
     # A dead place before each keeps them apart.
     laid = np.zeros((n, reach + 1), dtype=np.uint32)
     laid[:, 1:] = ids

@@ -5,7 +5,9 @@ Owns the reading of counts and the files' form. Knows no rows.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,4 +91,7 @@ def _mapped(path: Path, dtype: Any, shape: tuple[int, ...]) -> npt.NDArray[Any]:
     """A plain array over a new file; nothing can be mapped of an empty one."""
     if 0 in shape:
         return np.empty(shape, dtype)
-    return np.asarray(np.memmap(path, dtype, mode="w+", shape=shape))
+    with path.open("wb") as file:
+        # A page of a mapped file for which the disk has no room ends the process, without a word.
+        os.posix_fallocate(file.fileno(), 0, prod(shape) * np.dtype(dtype).itemsize)
+    return np.asarray(np.memmap(path, dtype, mode="r+", shape=shape))

@@ -69,7 +69,11 @@ class TopTokens:
 
     @property
     def known(self) -> npt.NDArray[np.bool_]:
-        """bool (n,): whether the rows say anything of the n-gram; False for one that was not counted, chance aside."""
+        """bool (n,): whether the rows hold a token for the n-gram.
+
+        Of one that was not counted the rows are other n-grams': they hold what follows all of these, so that with
+        many n-grams a row, or one head alone, this may be True without the n-gram having been seen.
+        """
         known: npt.NDArray[np.bool_] = np.any(self.convincing, axis=1)
         return known
 
