@@ -51,6 +51,7 @@ def test_the_page_is_what_the_commands_print() -> None:
         assert _options(printed) == _options(page), message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changed", [HOSTILE, {"NO_COLOR": "", "TYPER_USE_RICH": "0"}], ids=["terminal", "plain"])
 def test_the_page_does_not_depend_on_the_terminal(changed: dict[str, str]) -> None:
     assert _printed(**changed) == _usual()
