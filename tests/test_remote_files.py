@@ -110,7 +110,7 @@ def test_bodies_without_a_byte_are_given_up(server: RangeServer) -> None:
     assert len(server.spans("/a/x.bin")) == 4 + 4
 
 
-@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("status", [429, pytest.param(503, marks=pytest.mark.slow)])
 def test_a_server_that_asks_to_wait_is_waited_for(server: RangeServer, status: int) -> None:
     file = opened(server, patience=Patience(most_attempts=2, first_wait_s=0.001, most_wait_s=30))
     past, soon = "Thu, 01 Jan 1970 00:00:00 GMT", formatdate(time.time() + 2, usegmt=True)

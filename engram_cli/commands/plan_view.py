@@ -159,7 +159,7 @@ def _show_figures(machine: dict[str, Any]) -> None:
     if disk is not None:
         told += [
             (f"disk: {name}", _figure(f"_{name}", disk[name]["value"]), disk[name])
-            for name in ("reads_per_s", "queue_reads_per_s", "serial_read_us", "sequential_bytes_per_s")
+            for name in ("reads_per_s", "serial_read_us", "sequential_bytes_per_s")
             if disk.get(name) is not None
         ]
     console.show()

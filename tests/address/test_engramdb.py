@@ -38,6 +38,7 @@ def closed_documents(v4_vocabulary: Vocabulary) -> np.ndarray[Any, np.dtype[np.i
     return np.insert(stream.ids.astype(np.int64), stream.document_starts[1:], END_OF_SEQUENCE)
 
 
+@pytest.mark.slow
 def test_a_million_rows_of_real_text_are_those_of_engramdb(
     engramdb_rows: Callable[[list[int]], list[list[int]]],
     closed_documents: np.ndarray[Any, np.dtype[np.int64]],

@@ -24,7 +24,7 @@ def _reference(spec: AddressSpec, ids: list[int]) -> tuple[np.ndarray[Any, Any],
 
 
 @given(data=st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_kernels_equal_the_reference(data: st.DataObject) -> None:
     spec = data.draw(specs())
     ids = data.draw(streams(spec))

@@ -142,7 +142,7 @@ def test_a_right_program_passes_however_it_answers(name: str, tmp_path: Path) ->
 
 
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_over_random_specs_right_passes_and_one_flipped_row_is_found(data: st.DataObject) -> None:
     spec = data.draw(specs())
     golden = make_golden(spec)
@@ -163,7 +163,7 @@ def test_over_random_specs_right_passes_and_one_flipped_row_is_found(data: st.Da
 
 
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_over_random_specs_a_port_without_a_change_is_the_reference(data: st.DataObject) -> None:
     spec = data.draw(specs())
     port = right_port(spec)

@@ -223,7 +223,7 @@ def test_a_closed_pipe_is_no_error(tiny_table: Path) -> None:
     import sys
 
     program = "from engram_cli.main import main; main()"
-    command = [sys.executable, "-c", program, "inspect", "ngram", str(tiny_table), "a cat sat on a mat " * 20]
+    command = [sys.executable, "-c", program, "inspect", "ngram", str(tiny_table), "a cat sat on a mat " * 5]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stderr is not None

@@ -71,7 +71,7 @@ def corpora(draw: st.DrawFn) -> tuple[Documents, list[int]]:
     return draw(st.lists(st.lists(token, max_size=9), max_size=9)), canonical_ids
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     corpus=corpora(),
     orders=st.sets(st.integers(1, 5), min_size=1),

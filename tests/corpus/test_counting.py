@@ -53,7 +53,7 @@ def corpora(draw: st.DrawFn) -> tuple[list[list[int]], int, tuple[int, ...]]:
 
 
 @given(corpora(), st.integers(1, 5), st.sampled_from([1, 2, 3, 7]), st.sampled_from([1, 2, 5, 65_536]))
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=50)
 def test_counts_equal_the_reference_for_any_threads_chunks_and_partitions(
     corpus: tuple[list[list[int]], int, tuple[int, ...]], threads: int, chunk: int, partition: int
 ) -> None:

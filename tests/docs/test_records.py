@@ -202,6 +202,7 @@ def _tokenizer(home: Path, vocab_file: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_every_key_of_a_benchmark_is_documented(page: str, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk_ceilings = bench_module.disk_ceilings
     monkeypatch.setattr(

@@ -124,7 +124,7 @@ def test_as_many_reads_as_the_long_way(engine: str, made: Made) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=70, deadline=None)
 def test_both_copies_of_the_look_up_agree(data: st.DataObject) -> None:
     """`find_bundles` and `look_up` with `redirect`, on indexes that are sound, full, empty or damaged anywhere."""
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))

@@ -33,7 +33,7 @@ def addresses(rows: Any) -> Addresses:
 
 
 @given(data=st.data())
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @pytest.mark.parametrize("engine", NAMES)
 def test_same_bytes_as_the_slow_twin(
     engine: str, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -217,7 +217,7 @@ def test_parts_that_share_bytes(engine: str, tmp_path: Path) -> None:
 
 
 @given(geometry=geometries(), seed=st.integers(0, 2**32), n_tokens=st.sampled_from([1, 2, 31, 257]))
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @pytest.mark.parametrize("engine", [*ENGINES, MEMORY])
 @pytest.mark.parametrize("call", ["read", "begin"])
 def test_some_records_of_a_batch_and_no_others(

@@ -104,7 +104,7 @@ def expected(cache: ReferenceCache) -> list[tuple[Any, ...]]:
     skew=st.sampled_from([1.0, 3.0, 8.0]),
     n_hot=st.sampled_from([0, 0, 5, 200]),
 )
-@settings(deadline=None, max_examples=20, suppress_health_check=FIXTURES_ARE_FINE)
+@settings(deadline=None, max_examples=12, suppress_health_check=FIXTURES_ARE_FINE)
 @example(n_sets=1, seed=0, batches=[20] * 40, skew=1.0, n_hot=200)
 def test_keeps_the_rows_that_the_slow_twin_keeps(
     table: Table, n_sets: int, seed: int, batches: list[int], skew: float, n_hot: int
@@ -238,7 +238,7 @@ def test_a_tier_that_holds_the_whole_table_misses_each_row_once(table: Table) ->
     behind=st.sampled_from(["gather", "pread", "mapping", "auto"]),
     threads=st.sampled_from([None, 1, 3]),
 )
-@settings(deadline=None, max_examples=15, suppress_health_check=FIXTURES_ARE_FINE)
+@settings(deadline=None, max_examples=8, suppress_health_check=FIXTURES_ARE_FINE)
 def test_same_bytes_as_the_slow_twin(
     tmp_path_factory: pytest.TempPathFactory, row_bytes: int, seed: int, n_sets: int, behind: str, threads: int | None
 ) -> None:

@@ -48,7 +48,7 @@ def require_nvrtc() -> None:
 
 @pytest.mark.parametrize(
     "architecture",
-    [pytest.param(k, marks=() if k in (80, 90, 120) else pytest.mark.slow) for k in ARCHITECTURES],
+    [pytest.param(k, marks=() if k == 120 else pytest.mark.slow) for k in ARCHITECTURES],
 )
 def test_every_kernel_compiles_for_every_architecture(architecture: int) -> None:
     require_nvrtc()

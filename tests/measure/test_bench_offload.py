@@ -349,6 +349,7 @@ def test_a_trace_and_a_corpus_are_not_both(table_path: Path) -> None:
         bench_offload(table_path, plan=BenchPlan(engine="steam"))
 
 
+@pytest.mark.slow
 def test_a_picture_is_drawn(table_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     record = bench_offload(table_path, plan=replace(QUICK, sources=(Source.AUTO,), streams=(1, 2)))

@@ -75,6 +75,7 @@ def _hot_list(path: Path, *, fingerprint: str | None = SPEC.fingerprint) -> Path
     return path
 
 
+@pytest.mark.slow
 def test_each_budget_stands_beside_the_engine_alone(table_path: Path) -> None:
     record = bench_offload(table_path, plan=replace(QUICK, streams=(1, 2)))
     assert json.loads(json.dumps(record, allow_nan=False)) == record

@@ -29,7 +29,10 @@ def build_command(spec: Path, target: Path | str, *options: str) -> list[str]:
     return [*ENGRAM, "build-table", "--spec", str(spec), "--codec", "f32", "-o", str(target), *options]
 
 
-@pytest.mark.parametrize(("stop", "replaces"), [(signal.SIGINT, False), (signal.SIGTERM, True), (signal.SIGKILL, True)])
+@pytest.mark.parametrize(
+    ("stop", "replaces"),
+    [(signal.SIGINT, False), pytest.param(signal.SIGTERM, True, marks=pytest.mark.slow), (signal.SIGKILL, True)],
+)
 def test_a_stopped_build_leaves_what_was_there_and_goes_on(
     tmp_path: Path, stop: signal.Signals, replaces: bool
 ) -> None:

@@ -120,6 +120,7 @@ def test_every_flipped_bit_of_a_shard_header_is_refused(tmp_path: Path) -> None:
     reopen(table)
 
 
+@pytest.mark.slow
 def test_shard_of_any_other_length_is_refused(tmp_path: Path) -> None:
     table = smallest_table(tmp_path / "t")
     with StoredTable(table) as opened:

@@ -395,9 +395,7 @@ def test_times_are_what_their_formulas_say() -> None:
 
 
 def test_batches_that_an_engine_plans_first_take_planned_bursts() -> None:
-    planned = replace(
-        DISK, planned_bursts=(Burst(1, 300.0), Burst(512, 6000.0)), queue_reads_per_s=given(50_000.0, "a test")
-    )
+    planned = replace(DISK, planned_bursts=(Burst(1, 300.0), Burst(512, 6000.0)))
     setting = Setting(table=V41, machine=_machine(disk=planned))
     packed, planar = (place(setting, each) for each in (Placement.NVME_PACKED, Placement.NVME_PLANAR))
     # A token's 48 rows in one piece are asked for at once; in two pieces, or of three tokens, they are not.
@@ -405,8 +403,8 @@ def test_batches_that_an_engine_plans_first_take_planned_bursts() -> None:
     for placed, n_tokens, n_reads in ((planar, 1, 96), (packed, 3, 144)):
         us = 300.0 + (n_reads - 1) / 511 * 5700.0
         assert placed.fetch_us(n_tokens) - placed.rows_us(48 * n_tokens) == pytest.approx(us)
-    # Further reads come as one queue brings them.
-    assert planned.burst_us(612, is_planned=True) == pytest.approx(6000.0 + 100 * 20.0)
+    # Further reads come at the device's rate.
+    assert planned.burst_us(612, is_planned=True) == pytest.approx(6000.0 + 100 * 1e6 / DISK.reads_per_s.value)
 
 
 def test_bundles_and_a_cache_work_together() -> None:

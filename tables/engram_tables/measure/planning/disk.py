@@ -34,8 +34,6 @@ class Disk:
         The same of batches that it plans first: more than `SHORT_ROWS` rows, or rows in two parts. Empty if unknown.
     reads_per_s
         With as many reads in flight as it can use.
-    queue_reads_per_s
-        With as many as one thread of the engine keeps in flight; None if unknown.
     serial_read_us
         One read after the other, without a pause.
     sequential_bytes_per_s
@@ -49,15 +47,12 @@ class Disk:
     origin: Origin
     where: str
     planned_bursts: tuple[Burst, ...] = ()
-    queue_reads_per_s: Figure | None = None
 
     def __post_init__(self) -> None:
         for name, figure in (
             ("reads/s", self.reads_per_s), ("read latency", self.serial_read_us),
-            ("reads/s of one queue", self.queue_reads_per_s),
         ):  # fmt: skip
-            if figure is not None:
-                check_figure(figure.value, f"{figure.where}, disk, {name}")
+            check_figure(figure.value, f"{figure.where}, disk, {name}")
         if self.sequential_bytes_per_s is not None:
             check_figure(self.sequential_bytes_per_s.value, f"{self.sequential_bytes_per_s.where}, disk, bytes/s")
         for bursts in (self.bursts, self.planned_bursts or self.bursts):
@@ -74,15 +69,15 @@ class Disk:
         Notes
         -----
         Between measured bursts it is a straight line; behind the largest one every further read takes
-        1 / queue_reads_per_s, or 1 / reads_per_s where that is not known. No reads take no time; part of a read takes
-        that part of one, since means of counts come here too.
+        1 / reads_per_s. No reads take no time; part of a read takes that part of one, since means of counts come here
+        too.
         """
         bursts = self.planned_bursts if is_planned and self.planned_bursts else self.bursts
         if n_reads <= 1:
             return max(0.0, n_reads) * bursts[0].us
         last = bursts[-1]
         if n_reads >= last.n_reads:
-            return last.us + (n_reads - last.n_reads) * 1e6 / (self.queue_reads_per_s or self.reads_per_s).value
+            return last.us + (n_reads - last.n_reads) * 1e6 / self.reads_per_s.value
         for low, high in pairwise(bursts):
             if n_reads <= high.n_reads:
                 share = (n_reads - low.n_reads) / (high.n_reads - low.n_reads)
@@ -101,12 +96,11 @@ class Disk:
 
     def to_json(self) -> dict[str, Any]:
         """For a record."""
-        sequential, queue = self.sequential_bytes_per_s, self.queue_reads_per_s
+        sequential = self.sequential_bytes_per_s
         return {
             "bursts": [burst._asdict() for burst in self.bursts],
             "planned_bursts": [burst._asdict() for burst in self.planned_bursts],
             "reads_per_s": self.reads_per_s.to_json(),
-            "queue_reads_per_s": None if queue is None else queue.to_json(),
             "serial_read_us": self.serial_read_us.to_json(),
             "sequential_bytes_per_s": None if sequential is None else sequential.to_json(),
             "origin": str(self.origin),

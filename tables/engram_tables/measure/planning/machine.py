@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from engram_tables.errors import InvalidInput
-from engram_tables.fetch.engines.queued import DEPTH
 from engram_tables.measure.planning.disk import Burst, Disk, bursts_from_sweep, disk_by_hand
 from engram_tables.measure.planning.figures import USUAL, USUAL_DISK_LATENCY_US, Figure, Origin, check_figure
 
@@ -261,13 +260,11 @@ def _of_probe(name: str, record: Mapping[str, Any]) -> Machine:
         tuple(ascending([Burst(int(burst["n_reads"]), float(burst["median_us"])) for burst in disk.get(key, ())]))
         for key in ("bursts", "planned_bursts")
     )
-    queue = next((point["reads_per_s"] for point in disk["points"] if point["depth"] == DEPTH), None)
     return Machine(
         spaces=known,
         rates=rates,
         disk=Disk(
             bursts=bursts, planned_bursts=planned, reads_per_s=best, serial_read_us=serial,
-            queue_reads_per_s=None if queue is None else _measured(queue, f"{where}, {DEPTH} in flight"),
             sequential_bytes_per_s=_measured(disk["sequential_bytes_per_s"], f"{name}: reads of 1 MiB in order"),
             origin=Origin.MEASURED, where=f"{where}, bursts on an idle device",
         ),
@@ -291,14 +288,14 @@ def _of_plan(name: str, record: Mapping[str, Any]) -> Machine:
     disk, rates = machine["disk"], {each: figure(found) for each, found in machine["rates"].items()}
     of_disk = None
     if disk is not None:
-        sequential, queue = disk["sequential_bytes_per_s"], disk.get("queue_reads_per_s")
+        sequential = disk["sequential_bytes_per_s"]
         bursts, planned = (
             tuple(Burst(int(burst["n_reads"]), float(burst["us"])) for burst in disk.get(key, ()))
             for key in ("bursts", "planned_bursts")
         )
         of_disk = Disk(
             bursts=bursts, planned_bursts=planned, reads_per_s=figure(disk["reads_per_s"]),
-            queue_reads_per_s=None if queue is None else figure(queue), serial_read_us=figure(disk["serial_read_us"]),
+            serial_read_us=figure(disk["serial_read_us"]),
             sequential_bytes_per_s=None if sequential is None else figure(sequential),
             origin=Origin(disk["origin"]), where=str(disk["where"]),
         )  # fmt: skip
