@@ -3,7 +3,8 @@
     python -m benchmarks [--records DIR]
 
 Takes about an hour. Stops at the first one that ends with an error: a result that differs from its reference. Those
-that want a corpus of yours are run by themselves: `hit_curves`, `bundles`; and `endurance`, which takes minutes alone.
+that want a vocabulary or a corpus of yours are run by themselves: `hit_curves`, `bundles`, `next_token`; and
+`endurance`, which takes minutes alone.
 """
 
 from __future__ import annotations

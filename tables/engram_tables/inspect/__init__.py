@@ -1,1 +1,1 @@
-"""What does a table know? N-grams, tables and vocabularies, looked at cheaply."""
+"""What a table knows: its rows, their owners and faults, what an n-gram finds there, and what a vocabulary folds."""
