@@ -447,7 +447,12 @@ def long(many: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGKILL, signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+    "number",
+    [
+        pytest.param(signal.SIGKILL, marks=pytest.mark.slow),
+        signal.SIGINT,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.usefixtures("long")
 def test_a_signal_leaves_what_the_next_run_finishes(number: signal.Signals) -> None:

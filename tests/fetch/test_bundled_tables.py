@@ -72,7 +72,13 @@ def some(addresses: Addresses, start: int, stop: int) -> Addresses:
 
 
 @pytest.mark.parametrize("name", SPECS)
-@pytest.mark.parametrize("engine", ENGINE_NAMES)
+@pytest.mark.parametrize(
+    "engine",
+    [
+        name if name in {"auto", "gather", "uring"} else pytest.param(name, marks=pytest.mark.slow)
+        for name in ENGINE_NAMES
+    ],
+)
 def test_every_engine_gives_the_bytes_of_the_rows(name: str, engine: str, all_made: dict[str, Made]) -> None:
     made = all_made[name]
     made.cool()
@@ -143,7 +149,7 @@ def test_keys_of_another_kind_are_refused(made: Made) -> None:
 
 
 @pytest.mark.parametrize("name", ["equal heads", "lengths that do not divide"])
-@pytest.mark.parametrize("behind", ["pread", "auto"])
+@pytest.mark.parametrize("behind", [pytest.param("pread", marks=pytest.mark.slow), "auto"])
 def test_tiers_read_what_they_miss_with_bundles(name: str, behind: str, all_made: dict[str, Made]) -> None:
     made = all_made[name]
     made.cool()
@@ -177,7 +183,9 @@ def test_many_threads_at_once(made: Made) -> None:
         assert all(pool.map(fetch, range(200)))
 
 
-@pytest.mark.parametrize("engine", ["pread", "uring", "aio", "auto"])
+@pytest.mark.parametrize(
+    "engine", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("pread", "aio")), "uring", "auto"]
+)
 def test_a_child_of_fork_reads_and_its_parent_too(engine: str, made: Made) -> None:
     with made.open() as table:
         engine_of(table, engine)

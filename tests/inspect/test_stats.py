@@ -43,7 +43,13 @@ def test_a_sound_table_has_no_finding(tmp_path: Path, codec: str) -> None:
     assert stats_of(drawn, sample=512, against=None).init == "normal"
 
 
-@pytest.mark.parametrize(("codec", "sample"), [*((codec, 1024) for codec in CODECS), ("bf16", None)])
+@pytest.mark.parametrize(
+    ("codec", "sample"),
+    [
+        *(pytest.param(codec, 1024, marks=() if codec == "fp8-e4m3-e8m0" else pytest.mark.slow) for codec in CODECS),
+        ("bf16", None),
+    ],
+)
 @pytest.mark.parametrize(("fault", "check", "where"), FAULTS, ids=lambda value: getattr(value, "__name__", None))
 def test_each_fault_is_found_and_named(
     tmp_path: Path, fault: Fault, check: str, where: str, codec: str, sample: int | None

@@ -371,6 +371,7 @@ def test_a_picture_is_drawn(table_path: Path, tmp_path: Path, monkeypatch: pytes
         write_plot(tmp_path / "other.svg", record)
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = text_table(tmp_path)
     (tmp_path / "text.txt").write_text(" ".join(f"word{k % 7}" for k in range(2000)))

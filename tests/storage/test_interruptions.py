@@ -126,7 +126,9 @@ with StoredTable(sys.argv[1]) as table:
 """
 
 
-@pytest.mark.parametrize("way", ["fresh", "repack", "resumed"])
+@pytest.mark.parametrize(
+    "way", ["fresh", *(pytest.param(way, marks=pytest.mark.slow) for way in ("repack", "resumed"))]
+)
 def test_force_over_a_table_that_another_process_reads(tmp_path: Path, way: str) -> None:
     path = small_table(tmp_path / "t", seed=1)
     digest = hashlib.sha256()
