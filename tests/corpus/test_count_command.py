@@ -264,7 +264,7 @@ def test_a_work_directory_that_is_none_is_left_alone() -> None:
 @pytest.mark.usefixtures("place")
 def test_ctrl_c_while_tokenising_leaves_nothing_but_what_goes_on() -> None:
     Path("big").mkdir()
-    for at in range(60):
+    for at in range(200):
         Path("big", f"{at}.txt").write_text("the cat sat " * 20_000)
     before = sorted(Path().iterdir())
     program = (
