@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-from engram_tables.corpus.reading.documents import BinDtype, DecodeErrors, Format
-
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line, instead of tables.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output, in one step.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan with exact sizes and write nothing.")]
@@ -73,53 +71,6 @@ CorpusPaths = Annotated[
         metavar="CORPUS",
         help="Files, directories, patterns ('data/**/*.jsonl'), URLs, and - for standard input.",
         show_default=False,
-    ),
-]
-CorpusFormat = Annotated[
-    Format | None,
-    typer.Option(
-        "--format", help="Format of every file. By default its name decides, else text; .zst and .gz come off first."
-    ),
-]
-Field = Annotated[
-    str,
-    typer.Option(
-        "--field",
-        metavar="KEY",
-        help="JSONL, Parquet: what holds a document's text, or its list of token ids; message.content looks inside.",
-    ),
-]
-RequestField = Annotated[
-    str | None,
-    typer.Option(
-        "--request-field", metavar="KEY", help="JSONL, Parquet: a request's id; its lines in a file are one document."
-    ),
-]
-DeadField = Annotated[
-    str | None,
-    typer.Option(
-        "--dead-field",
-        metavar="KEY",
-        help="JSONL, Parquet: spans [[start, stop], ...] of token ids that take no part, such as image tokens.",
-    ),
-]
-DocumentEnd = Annotated[
-    int | None,
-    typer.Option(
-        "--document-end", metavar="ID", help=".npy, .bin: the token that ends a document, and is part of none."
-    ),
-]
-TokenDtype = Annotated[
-    BinDtype | None, typer.Option("--dtype", help=".bin: the little-endian integers that such files consist of.")
-]
-DecodeErrorsChoice = Annotated[
-    DecodeErrors,
-    typer.Option("--decode-errors", help="Stop at bytes that are not UTF-8, or make each of them U+FFFD."),
-]
-SkipBad = Annotated[
-    int,
-    typer.Option(
-        "--skip-bad", metavar="N", min=0, help="Malformed lines of the whole corpus to leave out, and count, at most."
     ),
 ]
 Memory = Annotated[

@@ -9,27 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from engram_cli.console import emit, progress, say, show
+from engram_cli.corpus_reading import CorpusReading, reads_corpus
 from engram_cli.counted import counted_record, narrate_counted, show_counted, top_of
 from engram_cli.options import (
-    CorpusFormat,
     CorpusPaths,
-    DeadField,
-    DecodeErrorsChoice,
-    DocumentEnd,
     DryRun,
-    Exclude,
-    Field,
     Force,
-    Glob,
     JsonFlag,
     Memory,
-    RequestField,
     Restart,
-    SkipBad,
     Threads,
-    TokenDtype,
 )
-from engram_tables.corpus.reading.documents import DecodeErrors, ReadOptions
 from engram_tables.errors import InvalidInput
 from engram_tables.units import format_bytes, parse_bytes
 
@@ -37,6 +27,7 @@ if TYPE_CHECKING:
     from engram_tables.corpus.counts.count_corpus import CountPlan
 
 
+@reads_corpus
 def count(
     corpus: CorpusPaths,
     vocab: Annotated[
@@ -75,16 +66,8 @@ def count(
             help="A running Ray cluster: HOST:PORT or auto; a local one is started without.",
         ),
     ] = None,
-    glob: Glob = "*",
-    exclude: Exclude = None,
-    format: CorpusFormat = None,
-    field: Field = "text",
-    request_field: RequestField = None,
-    dead_field: DeadField = None,
-    document_end: DocumentEnd = None,
-    dtype: TokenDtype = None,
-    decode_errors: DecodeErrorsChoice = DecodeErrors.STRICT,
-    skip_bad: SkipBad = 0,
+    *,
+    reading: CorpusReading,
     top: Annotated[int, typer.Option("--top", min=0, help="Most frequent n-grams to print for each order.")] = 20,
     restart: Restart = False,
     force: Force = False,
@@ -126,18 +109,8 @@ def count(
         vocabulary=vocabulary,
         orders=_parse_orders(orders),
         output=output,
-        glob=glob,
-        exclude=exclude or (),
-        options=ReadOptions(
-            format=format,
-            field=field,
-            request_field=request_field,
-            dead_field=dead_field,
-            document_end=document_end,
-            bin_dtype=dtype,
-            decode_errors=decode_errors,
-            skip_bad=skip_bad,
-        ),
+        **reading.files(),
+        options=reading.options(),
         next_raw=next_token is not None,
         pad_token=pad_token,
         min_count=min_count,

@@ -11,24 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engram_cli import console
+from engram_cli.corpus_reading import CorpusReading, reads_corpus
 from engram_cli.options import (
-    CorpusFormat,
     CorpusPaths,
-    DeadField,
-    DecodeErrorsChoice,
-    DocumentEnd,
-    Exclude,
-    Field,
     Force,
-    Glob,
     JsonFlag,
-    RequestField,
-    SkipBad,
     Threads,
-    TokenDtype,
     VocabFile,
 )
-from engram_tables.corpus.reading.documents import DecodeErrors, ReadOptions
 from engram_tables.errors import InvalidInput, SpecMismatch
 from engram_tables.units import parse_bytes
 
@@ -37,6 +27,7 @@ if TYPE_CHECKING:
     from engram_tables.fetch.table import Table
 
 
+@reads_corpus
 def evaluate(
     table: Annotated[Path, typer.Argument(metavar="TABLE", help="A table of `build-table --init next-token`.")],
     text: CorpusPaths,
@@ -73,16 +64,8 @@ def evaluate(
         ),
     ] = "2GiB",
     threads: Threads = None,
-    glob: Glob = "*",
-    exclude: Exclude = None,
-    format: CorpusFormat = None,
-    field: Field = "text",
-    request_field: RequestField = None,
-    dead_field: DeadField = None,
-    document_end: DocumentEnd = None,
-    dtype: TokenDtype = None,
-    decode_errors: DecodeErrorsChoice = DecodeErrors.STRICT,
-    skip_bad: SkipBad = 0,
+    *,
+    reading: CorpusReading,
     force: Force = False,
     as_json: JsonFlag = False,
     record_file: Annotated[
@@ -121,10 +104,7 @@ def evaluate(
         memory_bytes=parse_bytes(memory), threads=threads,
     )  # fmt: skip
     _check_outputs({"--record": record_file, "--plot": plot}, force=force)
-    options = ReadOptions(
-        format=format, field=field, request_field=request_field, dead_field=dead_field, document_end=document_end,
-        bin_dtype=dtype, decode_errors=decode_errors, skip_bad=skip_bad,
-    )  # fmt: skip
+    options = reading.options()
     with ExitStack() as opened:
         judged = opened.enter_context(open_table(table))
         # Before the text, which may take long to tokenise.
@@ -133,7 +113,7 @@ def evaluate(
         vocabulary = _vocabulary_of(judged, vocab)
         tokens = opened.enter_context(
             tokens_of(
-                text, vocabulary=vocabulary, glob=glob, exclude=exclude or (), options=options, workers=threads,
+                text, vocabulary=vocabulary, **reading.files(), options=options, workers=threads,
                 stage=console.progress,
             )
         )  # fmt: skip

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engram_cli.console import check_found, emit, progress, say, show, show_table, show_wrapped
+from engram_cli.corpus_reading import CorpusReading, reads_corpus
 from engram_cli.inspected import CountsDir, OnlyLayers, OnlyOrders, SubjectPlace, finite, join, percent
-from engram_cli.options import CorpusFormat, Exclude, Field, Glob, JsonFlag, Threads, VocabFile
+from engram_cli.options import JsonFlag, Threads, VocabFile
 from engram_tables.units import parse_bytes, parse_integers
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ _LEGEND = (
 )  # fmt: skip
 
 
+@reads_corpus
 def inspect_coverage(
     subject: SubjectPlace,
     corpus: Annotated[
@@ -44,10 +46,8 @@ def inspect_coverage(
         str, typer.Option("--memory", metavar="SIZE", help="Bound of the memory used. Never changes a result.")
     ] = "4GiB",
     threads: Threads = None,
-    glob: Glob = "*",
-    exclude: Exclude = None,
-    format: CorpusFormat = None,
-    field: Field = "text",
+    *,
+    reading: CorpusReading,
     all_heads: Annotated[bool, typer.Option("--all", help="Print a line for every head.")] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="End with 6 if a head does not spread n-grams as it should.")
@@ -87,8 +87,7 @@ def inspect_coverage(
             )  # fmt: skip
     else:
         found = _of_corpus(
-            spec, vocabulary, corpus or [], glob=glob, exclude=exclude, format=format, field=field,
-            memory_bytes=memory_bytes, threads=threads,
+            spec, vocabulary, corpus or [], reading, memory_bytes=memory_bytes, threads=threads
         ).of(layer_ids=chosen, orders=wanted)  # fmt: skip
     if json:
         emit(_record(spec, found))
@@ -112,18 +111,14 @@ def subject_of(place: str, vocab: Path | None, layers: str | None) -> tuple[Any,
 
 
 def _of_corpus(
-    spec: Any, vocabulary: Any, corpus: list[str], *, glob: str, exclude: list[str] | None, format: Any, field: str,
-    memory_bytes: int, threads: int | None,
+    spec: Any, vocabulary: Any, corpus: list[str], reading: CorpusReading, *, memory_bytes: int, threads: int | None
 ) -> Coverage:  # fmt: skip
-    from engram_tables.corpus.reading.documents import ReadOptions
     from engram_tables.corpus.tokens.tokenize_corpus import tokens_of
     from engram_tables.corpus.traffic.token_addresses import TokenAddresses
     from engram_tables.inspect.coverage import coverage_of_tokens
 
-    options = ReadOptions(format=format, field=field)
     with tokens_of(
-        corpus, vocabulary=vocabulary, glob=glob, exclude=exclude or (), options=options, workers=threads,
-        stage=progress,
+        corpus, vocabulary=vocabulary, **reading.files(), options=reading.options(), workers=threads, stage=progress,
     ) as tokens:  # fmt: skip
         addresses = TokenAddresses(spec, tokens, vocabulary)
         return coverage_of_tokens(addresses, memory_bytes=memory_bytes, threads=threads, stage=progress)

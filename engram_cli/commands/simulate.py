@@ -10,29 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engram_cli import console
+from engram_cli.corpus_reading import CorpusReading, reads_corpus
 from engram_cli.options import (
-    CorpusFormat,
-    DeadField,
-    DecodeErrorsChoice,
-    DocumentEnd,
     Eos,
-    Exclude,
-    Field,
     Force,
-    Glob,
     JsonFlag,
     LayerIds,
     ModelPath,
     Preset,
-    RequestField,
-    SkipBad,
     SpecFile,
     Threads,
-    TokenDtype,
     VocabFile,
 )
 from engram_cli.spec_source import resolve_with_vocabulary
-from engram_tables.corpus.reading.documents import DecodeErrors, ReadOptions
 from engram_tables.errors import InvalidInput
 from engram_tables.units import parse_bytes
 
@@ -46,6 +36,7 @@ _BUDGETS = "128MiB,512MiB,2GiB,8GiB"
 _POLICIES = "lru,lru-16,static,tiered,s3-fifo,belady"
 
 
+@reads_corpus
 def simulate(
     text: Annotated[
         list[str],
@@ -136,16 +127,8 @@ def simulate(
         str, typer.Option("--bundle-budgets", metavar="SIZE,SIZE", help="With --bundles: bytes of all bundles.")
     ] = _BUDGETS,
     threads: Threads = None,
-    glob: Glob = "*",
-    exclude: Exclude = None,
-    format: CorpusFormat = None,
-    field: Field = "text",
-    request_field: RequestField = None,
-    dead_field: DeadField = None,
-    document_end: DocumentEnd = None,
-    dtype: TokenDtype = None,
-    decode_errors: DecodeErrorsChoice = DecodeErrors.STRICT,
-    skip_bad: SkipBad = 0,
+    *,
+    reading: CorpusReading,
     force: Force = False,
     as_json: JsonFlag = False,
     record_file: Annotated[
@@ -192,12 +175,9 @@ def simulate(
     begin_with = None if preload is None else read_hot_list(preload)
     vocabulary = None if vocab is None else load_vocabulary(vocab)
     resolved = _resolve(preset, spec, model, eos, layers, vocabulary)
-    options = ReadOptions(
-        format=format, field=field, request_field=request_field, dead_field=dead_field, document_end=document_end,
-        bin_dtype=dtype, decode_errors=decode_errors, skip_bad=skip_bad,
-    )  # fmt: skip
+    options = reading.options()
     with open_text(
-        text, spec=resolved, vocabulary=vocabulary, glob=glob, exclude=exclude or (), options=options, threads=threads,
+        text, spec=resolved, vocabulary=vocabulary, **reading.files(), options=options, threads=threads,
         stage=console.progress,
     ) as opened:  # fmt: skip
         rows = row_bytes_of(opened.lookups.spec, row_bytes, codec=codec)

@@ -8,23 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engram_cli.console import emit, progress, say, show
+from engram_cli.corpus_reading import CorpusReading, reads_corpus
 from engram_cli.options import (
-    CorpusFormat,
     CorpusPaths,
-    DeadField,
-    DecodeErrorsChoice,
-    DocumentEnd,
     DryRun,
-    Exclude,
-    Field,
     Force,
-    Glob,
     JsonFlag,
-    RequestField,
-    SkipBad,
-    TokenDtype,
 )
-from engram_tables.corpus.reading.documents import DecodeErrors, ReadOptions
 from engram_tables.units import format_bytes
 
 if TYPE_CHECKING:
@@ -34,6 +24,7 @@ if TYPE_CHECKING:
 _SHOWN_BAD_LINES = 5
 
 
+@reads_corpus
 def tokenize(
     corpus: CorpusPaths,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The token store to write.")],
@@ -51,16 +42,8 @@ def tokenize(
             help="Instead of --vocab: a tokenizer.json, a directory that holds one, or deepseek-v4 / deepseek-v3.",
         ),
     ] = None,
-    glob: Glob = "*",
-    exclude: Exclude = None,
-    format: CorpusFormat = None,
-    field: Field = "text",
-    request_field: RequestField = None,
-    dead_field: DeadField = None,
-    document_end: DocumentEnd = None,
-    dtype: TokenDtype = None,
-    decode_errors: DecodeErrorsChoice = DecodeErrors.STRICT,
-    skip_bad: SkipBad = 0,
+    *,
+    reading: CorpusReading,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -93,24 +76,14 @@ def tokenize(
 
     if (vocab is None) == (tokenizer is None):
         raise typer.BadParameter("give exactly one of --vocab and --tokenizer")
-    options = ReadOptions(
-        format=format,
-        field=field,
-        request_field=request_field,
-        dead_field=dead_field,
-        document_end=document_end,
-        bin_dtype=dtype,
-        decode_errors=decode_errors,
-        skip_bad=skip_bad,
-    )
+    options = reading.options()
     vocabulary = _vocabulary(vocab, tokenizer)
     plan = plan_tokenize(
         corpus,
         vocabulary=vocabulary,
         output=output,
         also_read=() if vocab is None else (vocab,),
-        glob=glob,
-        exclude=exclude or (),
+        **reading.files(),
         options=options,
         force=force,
     )

@@ -8,31 +8,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engram_cli.console import emit, progress, say, show, show_table
+from engram_cli.corpus_reading import CorpusReading, reads_corpus
 from engram_cli.options import (
-    CorpusFormat,
     CorpusPaths,
-    DeadField,
-    DecodeErrorsChoice,
-    DocumentEnd,
     DryRun,
     Eos,
-    Exclude,
-    Field,
     Force,
-    Glob,
     JsonFlag,
     LayerIds,
     ModelPath,
     Preset,
-    RequestField,
-    SkipBad,
     SpecFile,
     Threads,
-    TokenDtype,
     VocabFile,
 )
 from engram_cli.spec_source import resolve_with_vocabulary
-from engram_tables.corpus.reading.documents import DecodeErrors, ReadOptions
 from engram_tables.corpus.traffic.trace_contents import Store
 from engram_tables.units import format_bytes, parse_bytes
 
@@ -41,6 +31,7 @@ if TYPE_CHECKING:
     from engram_tables.corpus.traffic.trace_writer import TracedTokens, TracePlan
 
 
+@reads_corpus
 def trace(
     corpus: CorpusPaths,
     preset: Preset = None,
@@ -61,16 +52,8 @@ def trace(
         str, typer.Option("--memory", metavar="SIZE", help="Bound of the memory used. Never changes a result.")
     ] = "1GiB",
     threads: Threads = None,
-    glob: Glob = "*",
-    exclude: Exclude = None,
-    format: CorpusFormat = None,
-    field: Field = "text",
-    request_field: RequestField = None,
-    dead_field: DeadField = None,
-    document_end: DocumentEnd = None,
-    dtype: TokenDtype = None,
-    decode_errors: DecodeErrorsChoice = DecodeErrors.STRICT,
-    skip_bad: SkipBad = 0,
+    *,
+    reading: CorpusReading,
     force: Force = False,
     dry_run: DryRun = False,
     json_lines: JsonFlag = False,
@@ -104,18 +87,8 @@ def trace(
         tokens_of(
             corpus,
             vocabulary=vocabulary,
-            glob=glob,
-            exclude=exclude or (),
-            options=ReadOptions(
-                format=format,
-                field=field,
-                request_field=request_field,
-                dead_field=dead_field,
-                document_end=document_end,
-                bin_dtype=dtype,
-                decode_errors=decode_errors,
-                skip_bad=skip_bad,
-            ),
+            **reading.files(),
+            options=reading.options(),
             workers=threads,
             stage=progress,
         ) as source,
