@@ -34,9 +34,14 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# A process for each core; a file's tests stay in one, so that what they share is made once.
-test: lint
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
+# A process for each core; a file's tests stay in one, so that what they share is made once. Types are checked beside
+# them, which alone would leave the other cores idle.
+test: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@$(BIN)/mypy & types=$$!; \
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"; tests=$$?; \
+	wait $$types && exit $$tests
 
 test-all: test
 	$(BIN)/python -m pytest -m slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,15 @@ SOURCES = sorted([*LIBRARY.rglob("*.py"), *(ROOT / "engram_cli").rglob("*.py")])
 FOREIGN = {"torch", "transformers"}
 
 
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_bytes())
+
+
 def _imports(path: Path) -> set[str]:
     """Every module a file names in an import, wherever it stands."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_bytes())):
+    for node in ast.walk(_tree(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
@@ -51,7 +57,7 @@ def _check_imports(path: Path) -> None:
 
 def test_no_file_prints_or_grows_too_long() -> None:
     for path in SOURCES:
-        tree = ast.parse(path.read_bytes())
+        tree = _tree(path)
         calls = (node.func for node in ast.walk(tree) if isinstance(node, ast.Call))
         called = {function.id for function in calls if isinstance(function, ast.Name)}
         assert "print" not in called or path.name == "console.py", f"{path}: prints"
