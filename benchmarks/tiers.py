@@ -2,7 +2,7 @@
 
     python -m benchmarks.tiers [--gib 1] [--repeats 9] [--directory DIR] [--record FILE]
 
-Three parts. (1) Hits: batches of 48, 4,096 and 65,536 rows that all lie in the tier, against `gather_kernel` on the
+Three parts. (1) Hits: batches of 48, 4,096 and 65,536 rows that all lie in the tier, against `gather` on the
 same rows in memory of the same page size, one thread, interleaved, rows drawn anew for each. (2) Misses: taking
 records in, nanoseconds a row. (3) A skewed stream through budgets of several sizes in front of `direct` (no page
 cache): rows/s and hit ratio, with the ratio that the plain-Python policy predicts for the same stream; after it a

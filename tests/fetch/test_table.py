@@ -19,7 +19,7 @@ from engram_tables.errors import BackendUnavailable, IncompleteTable, InvalidInp
 from engram_tables.fetch.engines.copying import GatherEngine, MemoryEngine
 from engram_tables.fetch.engines.ladder import ENGINES
 from engram_tables.fetch.engines.reading import ReadEngine
-from engram_tables.fetch.kernels import Placement, first_outside, gather_kernel, locate
+from engram_tables.fetch.kernels import Placement, copy_kernel, first_outside, locate
 from engram_tables.fetch.leases import Leases
 from engram_tables.fetch.reference import read_rows
 from engram_tables.fetch.table import ENGINE_NAMES
@@ -285,9 +285,9 @@ def test_division_by_a_reciprocal_is_exact(is_equal: bool) -> None:
 
 
 def test_kernels_are_kept_by_record_size() -> None:
-    assert gather_kernel(264, 264) is gather_kernel(264, 264)
-    assert gather_kernel(264, 264) is not gather_kernel(160, 160)
-    assert gather_kernel(256, 264) is not gather_kernel(256, 256)
+    assert copy_kernel(264, 264) is copy_kernel(264, 264)
+    assert copy_kernel(264, 264) is not copy_kernel(160, 160)
+    assert copy_kernel(256, 264) is not copy_kernel(256, 256)
 
 
 @pytest.mark.parametrize("name", ENGINES)

@@ -29,8 +29,9 @@ PREFETCH_DISTANCE = 16
 _WRITE_AHEAD_BYTES = 1024
 _LONGEST_MOVE_BYTES = 1024
 _BLOCK = 1024
-# Records located at a time between copies: so few that the memory stays busy with those that were asked for.
-_STRETCH = 64
+# Records of a small batch that are located and copied at a time. Of 64, beginning each stretch took a fifth of the time
+# that records of 8 bytes took.
+_STRETCH = 256
 _RING_MASK = np.int64(2 * _BLOCK - 1)
 
 # What `fetch_kernel` answers. Everything but DONE means that no byte was written.
@@ -44,8 +45,8 @@ GATE, ROWS_A_CHECK, MOST_ROWS, N_LAYERS, N_COLUMNS, N_EXTENTS, IS_WHOLE = 8, 9, 
 CELL_ROWS, CELL_BYTES, PAGES, REGION_START, PAGE_SHIFT, WHOLE = 15, 16, 17, 18, 19, 20
 # Addresses of the objects that are NumPy's array type, its int64 and its uint8.
 ARRAY_TYPE, INT64_TYPE, UINT8_TYPE = 21, 22, 23
-# The address of `copy_all` for records of that size.
-ROW_BYTES, COPY_ALL = 24, 25
+# The address of `copy_kernel` for records of that size.
+ROW_BYTES, COPY = 24, 25
 PLAN_HEAD = 26
 
 _external: Any = types.ExternalFunction
@@ -190,7 +191,7 @@ def _locate(rows: Any, start: Any, stop: Any, n_columns: Any, place: Any, target
 
 @njit(cache=True, nogil=True)
 def locate(rows: Any, n_columns: Any, place: Any, addresses: Any) -> None:
-    """Write the address of every record's part into `addresses`, uint64 (items,); otherwise as `gather_kernel`."""
+    """Write the address of every record's part into `addresses`, uint64 (items,); otherwise as `gather`."""
     _locate(rows, np.int64(0), np.int64(rows.shape[0]), n_columns, place, addresses, np.int64(0))
 
 
@@ -198,10 +199,6 @@ def locate(rows: Any, n_columns: Any, place: Any, addresses: Any) -> None:
 def locate_some(rows: Any, start: Any, stop: Any, n_columns: Any, place: Any, addresses: Any) -> None:
     """As `locate`, for items `start` to `stop` of the batch; `addresses` is uint64 (stop - start,)."""
     _locate(rows, start, stop, n_columns, place, addresses, -start)
-
-
-# The makers of kernels below hand their constants to these two, which stand in the kernel itself: a kernel that held
-# functions of its own would be compiled anew by every process.
 
 
 @njit(cache=True, nogil=True, forceinline=True)
@@ -213,71 +210,92 @@ def _ask(address: Any, n_bytes: Any) -> None:
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def _move(target: Any, source: Any, n_bytes: Any) -> None:
-    """Copy bytes, a constant number. Few are cut into cache lines, which become moves between registers: of 264 at once
-    the compiler makes a call, 8 ns of the 12 that the copy took (2026-11)."""
-    n_pieces = n_bytes // 64 if n_bytes <= _LONGEST_MOVE_BYTES else 0
-    done = n_pieces * 64
-    for k in range(n_pieces):
-        copy_bytes(target + np.uint64(k * 64), source + np.uint64(k * 64), np.int64(64))
-    if done < n_bytes:
-        copy_bytes(target + np.uint64(done), source + np.uint64(done), np.int64(n_bytes - done))
-
-
-@lru_cache(maxsize=64)
-def gather_kernel(part_bytes: int, row_bytes: int) -> Any:
-    """The gather of parts of `part_bytes` into records of `row_bytes`, both constants inside so that the copy is
-    straight vector moves.
-
-    The kernel's arguments: `rows` int64 (tokens x layers x columns,) in C order, `start` and `stop` in it,
-    `n_columns`, a `Placement` in memory, the address where item 0's part goes, and the prefetch distance.
-    """
-    n_lines = (part_bytes + 63) // 64
-
-    @njit(cache=True, nogil=True)
-    def gather(rows: Any, start: Any, stop: Any, n_columns: Any, place: Any, output: Any, distance: Any) -> None:
-        ring = np.empty(2 * _BLOCK, np.uint64)
-        located = start
-        first_block = start - start % _BLOCK
-        for block in range(first_block, stop, _BLOCK):
-            # One block ahead of the copies, so that prefetching need not stop at a block's end.
-            while located < min(stop, block + 2 * _BLOCK):
-                end = min(stop, located - located % _BLOCK + _BLOCK)
-                _locate(rows, located, end, n_columns, place, ring, (located & _RING_MASK) - located)
-                located = end
-            if block == first_block:
-                for k in range(start, min(start + distance, located)):
-                    _ask(ring[k & _RING_MASK], part_bytes)
-            for k in range(max(start, block), min(block + _BLOCK, stop)):
-                if k + distance < located:
-                    _ask(ring[(k + distance) & _RING_MASK], part_bytes)
-                target = output + np.uint64(k) * np.uint64(row_bytes)
-                for line in range(n_lines):
-                    prefetch_to_write(target + np.uint64(_WRITE_AHEAD_BYTES + line * 64))
-                _move(target, ring[k & _RING_MASK], part_bytes)
-
-    return gather
+def _words(address: Any, n_words: Any) -> Any:
+    return carray(pointer_to(np.uint64(address)), (n_words,), np.int64)
 
 
 @lru_cache(maxsize=64)
 def copy_kernel(part_bytes: int, row_bytes: int) -> Any:
-    """The copy of parts that have been located already, for some records of a batch.
+    """The copy of parts of `part_bytes` into records of `row_bytes`, both constants inside so that it is straight
+    vector moves: a C function with an `address`.
 
-    The kernel's arguments: `addresses` uint64 (all items,), `items` int64 (n,), `start` and `stop` in it, the address
-    where item 0's part goes, and the prefetch distance.
+    It is all that is made for one size; what calls it is made once, which takes several times as long. Its arguments,
+    int64: where addresses lie, the k-th item's at word `k & mask`; `mask`; 0, or where the numbers of the items lie,
+    to be used for k; `start` and `stop` of the items; up to where items have been located; the address where item 0's
+    part goes; and the prefetch distance. The first ones have been asked for.
     """
+    n_lines = (part_bytes + 63) // 64
+    # Few bytes are cut into cache lines, which become moves between registers: of 264 at once the compiler makes a
+    # call, 8 ns of the 12 that the copy took (2026-11).
+    n_pieces = part_bytes // 64 if part_bytes <= _LONGEST_MOVE_BYTES else 0
+    done = n_pieces * 64
 
-    @njit(cache=True, nogil=True)
-    def copy(addresses: Any, items: Any, start: Any, stop: Any, output: Any, distance: Any) -> None:
-        for k in range(start, min(start + distance, stop)):
-            _ask(addresses[items[k]], part_bytes)
+    @cfunc(types.void(*[types.int64] * 8), cache=True)
+    def copy(
+        addresses_at: Any, mask: Any, items_at: Any, start: Any, stop: Any, n_located: Any, output: Any, distance: Any
+    ) -> None:
+        addresses, items = _words(addresses_at, stop), _words(items_at, stop)
         for k in range(start, stop):
-            if k + distance < stop:
-                _ask(addresses[items[k + distance]], part_bytes)
-            target = output + np.uint64(items[k]) * np.uint64(row_bytes)
-            _move(target, addresses[items[k]], part_bytes)
+            if k + distance < n_located:
+                ahead = k + distance if items_at == 0 else items[k + distance]
+                wanted = np.uint64(addresses[ahead & mask])
+                for line in range(n_lines):
+                    prefetch(wanted + np.uint64(line * 64))
+                prefetch(wanted + np.uint64(part_bytes - 1))
+            item = k if items_at == 0 else items[k]
+            source = np.uint64(addresses[item & mask])
+            target = np.uint64(output) + np.uint64(item) * np.uint64(row_bytes)
+            if items_at == 0:
+                for line in range(n_lines):
+                    prefetch_to_write(target + np.uint64(_WRITE_AHEAD_BYTES + line * 64))
+            for piece in range(n_pieces):
+                copy_bytes(target + np.uint64(piece * 64), source + np.uint64(piece * 64), np.int64(64))
+            if done < part_bytes:
+                copy_bytes(target + np.uint64(done), source + np.uint64(done), np.int64(part_bytes - done))
 
     return copy
+
+
+@njit(cache=True, nogil=True)
+def gather(
+    rows: Any, start: Any, stop: Any, n_columns: Any, place: Any, output: Any, distance: Any, copy_at: Any
+) -> None:
+    """Copy a part of each record.
+
+    `rows` is int64 (tokens x layers x columns,) in C order, `start` and `stop` stand in it, `place` is a `Placement` in
+    memory, `output` the address where item 0's part goes, `copy_at` that of the part's `copy_kernel`.
+    """
+    ring = np.empty(2 * _BLOCK, np.uint64)
+    located = start
+    first_block = start - start % _BLOCK
+    for block in range(first_block, stop, _BLOCK):
+        # One block ahead of the copies, so that prefetching need not stop at a block's end.
+        while located < min(stop, block + 2 * _BLOCK):
+            end = min(stop, located - located % _BLOCK + _BLOCK)
+            _locate(rows, located, end, n_columns, place, ring, (located & _RING_MASK) - located)
+            located = end
+        if block == first_block:
+            for k in range(start, min(start + distance, located)):
+                _ask(ring[k & _RING_MASK], place.part_bytes)
+        first, end = max(start, block), min(block + _BLOCK, stop)
+        ring_at = np.int64(ring.ctypes.data)
+        call_at(copy_at, (ring_at, _RING_MASK, np.int64(0), first, end, located, np.int64(output), np.int64(distance)))
+    # What is not used after a call may be freed before it.
+    ring[0] = np.uint64(0)
+
+
+@njit(cache=True, nogil=True)
+def copy_items(
+    addresses: Any, items: Any, start: Any, stop: Any, part_bytes: Any, output: Any, distance: Any, copy_at: Any
+) -> None:
+    """Copy parts that have been located already, of some records of a batch.
+
+    `addresses` is uint64 (all items,), `items` int64 (n,), `start` and `stop` stand in it; otherwise as `gather`.
+    """
+    for k in range(start, min(start + distance, stop)):
+        _ask(addresses[items[k]], part_bytes)
+    addresses_at, items_at = np.int64(addresses.ctypes.data), np.int64(items.ctypes.data)
+    call_at(copy_at, (addresses_at, np.int64(-1), items_at, start, stop, stop, np.int64(output), np.int64(distance)))
 
 
 @njit(cache=True, nogil=True)
@@ -427,46 +445,6 @@ def _leave(plan: Any) -> None:
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def _words(address: Any, n_words: Any) -> Any:
-    return carray(pointer_to(np.uint64(address)), (n_words,), np.int64)
-
-
-@lru_cache(maxsize=64)
-def copy_all(row_bytes: int) -> Any:
-    """The copy of records of `row_bytes`, a constant inside as in `gather_kernel`, of which the first ones have been
-    located and asked for; the others are located on the way.
-
-    All that is made for one size stands here: what calls it is compiled once, which takes five times as long. Its
-    arguments, int64, are those of `_fetch_all`, then the address of as many addresses as there are records, and how
-    many of them are filled.
-    """
-    n_lines = (row_bytes + 63) // 64
-
-    @cfunc(types.void(*[types.int64] * 9), cache=True)
-    def copy(
-        plan_at: Any, first_layer: Any, n_layers: Any, n_columns: Any, n_items: Any, rows_at: Any, out_at: Any,
-        addresses_at: Any, n_located: Any,
-    ) -> None:  # fmt: skip
-        flat, output = _words(rows_at, n_items), np.uint64(out_at)
-        addresses = carray(pointer_to(np.uint64(addresses_at)), (n_items,), np.uint64)
-        _, place, _ = _open_plan(np.uint64(plan_at), _words(plan_at, PLAN_HEAD), first_layer, n_layers)
-        for k in range(n_items):
-            ahead = k + PREFETCH_DISTANCE
-            if ahead < n_items:
-                if ahead >= n_located:
-                    end = min(n_items, n_located + _STRETCH)
-                    _locate(flat, n_located, end, n_columns, place, addresses, np.int64(0))
-                    n_located = end
-                _ask(addresses[ahead], row_bytes)
-            target = output + np.uint64(k * row_bytes)
-            for line in range(n_lines):
-                prefetch_to_write(target + np.uint64(_WRITE_AHEAD_BYTES + line * 64))
-            _move(target, addresses[k], row_bytes)
-
-    return copy
-
-
-@njit(cache=True, nogil=True, forceinline=True)
 def _fetch_all(
     plan_at: Any, first_layer: Any, n_layers: Any, n_columns: Any, n_items: Any, rows_at: Any, out_at: Any
 ) -> Any:  # fmt: skip
@@ -487,8 +465,16 @@ def _fetch_all(
     limits, place, stops = _open_plan(np.uint64(plan_at), plan, first_layer, n_layers)
     answer, n_located = _check_and_ask(flat, n_columns, limits, place, stops, plan, addresses)
     if answer == DONE:
-        of_batch = np.int64(plan_at), np.int64(first_layer), n_layers, n_columns, n_items, np.int64(rows_at)
-        call_at(np.uint64(plan[COPY_ALL]), (*of_batch, np.int64(out_at), np.int64(addresses.ctypes.data), n_located))
+        addresses_at, output = np.int64(addresses.ctypes.data), np.int64(out_at)
+        everything, ahead = np.int64(-1), np.int64(PREFETCH_DISTANCE)
+        for start in range(0, n_items, _STRETCH):
+            end = min(start + _STRETCH, n_items)
+            located = min(end + ahead, n_items)
+            if n_located < located:
+                _locate(flat, n_located, located, n_columns, place, addresses, np.int64(0))
+                n_located = located
+            span = np.int64(start), end, n_located
+            call_at(np.uint64(plan[COPY]), (addresses_at, everything, np.int64(0), *span, output, ahead))
         # What is not used after the call may be freed before it.
         addresses[0] = np.uint64(0)
         plan[BUDGET] -= n_items

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from engram_tables.fetch import kernels
 from engram_tables.fetch.array_calls import as_object, knows_arrays
-from engram_tables.fetch.kernels import copy_all, fetch_kernel, object_fetch
+from engram_tables.fetch.kernels import copy_kernel, fetch_kernel, object_fetch
 from engram_tables.fetch.leases import Leases
 from engram_tables.fetch.placement import Placements
 
@@ -112,8 +112,8 @@ class WarmPath:
 
     def _call(self, n_dims: int) -> Callable[..., int]:
         # The call names addresses: what lies there stays as long as it may be under way.
-        copy = copy_all(self._row_bytes)
-        self._plan[kernels.COPY_ALL] = copy.address
+        copy = copy_kernel(self._row_bytes, self._row_bytes)
+        self._plan[kernels.COPY] = copy.address
         kept = self._plan, self._gate, self._pages, self._is_all, copy
         if knows_arrays():
             return as_object(object_fetch(n_dims), self._plan, kept)

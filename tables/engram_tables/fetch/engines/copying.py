@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from engram_tables.fetch.engines.engine import Engine, Items
 from engram_tables.fetch.engines.file_region import FileRegion
 from engram_tables.fetch.engines.read_kernels import count_resident
-from engram_tables.fetch.kernels import PREFETCH_DISTANCE, Placement, copy_kernel, gather_kernel, sort_out
+from engram_tables.fetch.kernels import PREFETCH_DISTANCE, Placement, copy_items, copy_kernel, gather, sort_out
 from engram_tables.fetch.placement import Batch, Placed, Placements
 from engram_tables.fetch.warm import WarmPath
 from engram_tables.memory import anonymous_bytes
@@ -45,10 +45,8 @@ class CopyEngine(Engine):
     def __init__(self, table: RowFiles, places: Placements, placed: Placed, *, region_start: int = 0) -> None:
         super().__init__(table)
         self.placed, self.region_start = placed, region_start
-        self._parts: list[tuple[Any, int]] = [
-            (gather_kernel(part.n_bytes, table.row_bytes), part.start) for part in places.parts
-        ]
-        self._item_kernels = [copy_kernel(part.n_bytes, table.row_bytes) for part in places.parts]
+        # Kept, since kernels get addresses of them.
+        self._copies = [copy_kernel(part.n_bytes, table.row_bytes) for part in places.parts]
         self._part_starts, self._part_bytes = places.part_starts, places.part_bytes
         self._n_columns = table.spec.n_columns
 
@@ -72,7 +70,7 @@ class CopyEngine(Engine):
         With `pages` it takes batches that lie in pages with a bit there, the first being that at `region_start`, or all
         as long as `is_all` says so.
         """
-        if len(self._parts) > 1:
+        if len(self._copies) > 1:
             return None
         return WarmPath(
             self.placed.places, self.placed.bases, self._leases, self._n_columns,
@@ -117,19 +115,18 @@ class CopyEngine(Engine):
 
     def _copy_of(self, batch: Batch, out: NDArray[np.uint8]) -> _Copy:
         placements = self.placed.of(batch)
-        copy = _copy_part(self._parts[0], placements[0], batch, out)
-        if len(placements) == 1:
-            return copy
-        parts = zip(self._parts, placements, strict=True)
-        return _copy_in_turn([_copy_part(part, place, batch, out) for part, place in parts])
+        parts = zip(self._copies, placements, self._part_starts.tolist(), strict=True)
+        copies = [_copy_part(kernel, place, batch, out.ctypes.data + start) for kernel, place, start in parts]
+        return copies[0] if len(copies) == 1 else _copy_in_turn(copies)
 
     def _read_items(self, batch: Batch, out: NDArray[np.uint8], threads: int | None, items: Items) -> None:
         addresses = self.placed.addresses(batch)
-        outputs = np.uint64(out.ctypes.data) + self._part_starts
+        outputs = (np.uint64(out.ctypes.data) + self._part_starts).tolist()
+        parts = list(zip(addresses, self._copies, self._part_bytes.tolist(), outputs, strict=True))
 
         def copy(start: int, stop: int) -> None:
-            for of_part, kernel, output in zip(addresses, self._item_kernels, outputs, strict=True):
-                kernel(of_part, items, start, stop, output, PREFETCH_DISTANCE)
+            for of_part, kernel, n_bytes, output in parts:
+                copy_items(of_part, items, start, stop, n_bytes, output, PREFETCH_DISTANCE, kernel.address)
 
         run_slices(copy, items.size, threads=resolve_threads(threads), grain=_GATHER_GRAIN)
 
@@ -137,13 +134,12 @@ class CopyEngine(Engine):
 _Copy = Callable[[int, int], None]
 
 
-def _copy_part(part: tuple[Any, int], place: Placement, batch: Batch, out: NDArray[np.uint8]) -> _Copy:
-    """Copies one part of the batch's records from `start` to `stop`."""
-    kernel, part_start = part
-    rows, n_columns, output = batch.rows, batch.n_columns, np.uint64(out.ctypes.data + part_start)
+def _copy_part(kernel: Any, place: Placement, batch: Batch, output: int) -> _Copy:
+    """Copies one part of the batch's records from `start` to `stop`; that of item 0 to the address `output`."""
+    rows, n_columns, copy_at = batch.rows, batch.n_columns, kernel.address
 
     def copy(start: int, stop: int) -> None:
-        kernel(rows, start, stop, n_columns, place, output, PREFETCH_DISTANCE)
+        gather(rows, start, stop, n_columns, place, output, PREFETCH_DISTANCE, copy_at)
 
     return copy
 

@@ -134,7 +134,7 @@ def n_absent(
 ) -> Any:  # fmt: skip
     """How many of `n_samples` records of a batch, drawn by `seed`, are believed in memory and are not.
 
-    The batch is as in `gather_kernel`, `place` where one part of it is mapped; the other arguments as in `look_up`.
+    The batch is as in `gather`, `place` where one part of it is mapped; the other arguments as in `look_up`.
     """
     size, n_layers = np.uint64(page_bytes), place.extents.shape[0]
     n_together = 1 if n_layers == 1 else n_layers * n_columns
