@@ -17,9 +17,9 @@ step() {
 
 step build-vocab deepseek-v4 -o "$out/v4.vocab.parquet" --force --groups 5 --expect-size 99092 \
     --expect-sha256 c60a86322ec17b4142bfef3c57a8d81fb428550cdf487f88a4320cb59fe46481
-step tokenize "$sources" --glob '*.py' --exclude '*-packages' --decode-errors replace --vocab "$out/v4.vocab.parquet" \
-    -o "$out/tokens" --force
-step count "$out/tokens" --vocab "$out/v4.vocab.parquet" --orders 2,3,4 -o "$out/counts" --top 3 --force
+step tokenize "$sources" --glob '*.py' --exclude '*-packages' --exclude email --decode-errors replace \
+    --vocab "$out/v4.vocab.parquet" -o "$out/tokens" --force
+step count "$out/tokens" --vocab "$out/v4.vocab.parquet" --orders 2,3,4 --next raw -o "$out/counts" --top 3 --force
 step counts get "$out/counts" 'import numpy as' 'of the' --vocab "$out/v4.vocab.parquet"
 step spec make --vocab "$out/v4.vocab.parquet" --orders 2,3,4 --heads 8 --rows-per-head 80000 --layers 1,14 \
     --row-width 256 --name demo -o "$out/spec.json" --force
@@ -29,6 +29,12 @@ step build-table --spec "$out/spec.json" --vocab "$out/v4.vocab.parquet" --init 
     --layout page -o "$out/table" --force
 step verify "$out/table"
 step inspect ngram "$out/table" 'import numpy as' --counts "$out/counts" --last --orders 3
+step spec make --vocab "$out/v4.vocab.parquet" --orders 2,3,4 --heads 8 --rows-per-head 150000 --layers 1 \
+    --row-width 64 --name knowing -o "$out/knowing.json" --force
+step build-table --spec "$out/knowing.json" --vocab "$out/v4.vocab.parquet" --from-counts "$out/counts" \
+    --init next-token --codec fp8-e4m3-e8m0 -o "$out/knowing" --force
+step inspect ngram "$out/knowing" 'from __future__ import' --counts "$out/counts" --last --orders 4
+step evaluate "$out/knowing" "$sources/email" --glob '*.py' --counts "$out/counts" --sample 2000
 step bench-offload "$out/table" --corpus "$sources" --glob '*.py' --exclude '*-packages' --tokens 1,512 \
     --seconds 0.2 --record "$out/bench.json" --force
 step simulate "$out/tokens" --preset deepseek-v4.1-flash --vocab "$out/v4.vocab.parquet" --sizes 512MiB,2GiB,8GiB \
@@ -47,17 +53,19 @@ cat <<END
 What was made, all below $out:
   v4.vocab.parquet  129,280 token ids folded to 99,092 canonical ids, with the tokenizer inside
   tokens/           the sources as token ids, which the commands after it read
-  counts/           every 2-, 3- and 4-gram of the sources with its exact count, as sorted Parquet
+  counts/           every 2-, 3- and 4-gram of the sources and the token after it, with its exact count, as sorted Parquet
   spec.json         the addressing: orders 2 to 4, 8 heads each, layers 1 and 14
   traffic.txt       what the sources read of these rows, head by head
   table/            the table: $(du -sh "$out/table" | cut -f1) of rows in safetensors shards, checked against its manifest
+  knowing/          a table whose rows say which token follows an n-gram, made of the counts
   bench.json        the record of the benchmark, raw samples and environment included
   hits.json         hit ratios of caches of the real model's rows on these sources
   checkpoint/       the table's rows as a checkpoint in DeepSeek's form, weights and scales apart
   imported/         a table made from that checkpoint, equal to it bit for bit
 
 Where to look next:
-  engram inspect ngram $out/table 'for i in range' --counts $out/counts
+  engram inspect ngram $out/knowing 'for i in range' --counts $out/counts
+  engram inspect stats $out/knowing --counts $out/counts
   engram counts stats $out/counts --plot $out/zipf.html
   engram inspect vocab $out/v4.vocab.parquet --text 'The THE the'
   engram hash --preset deepseek-v4.1-flash --vocab $out/v4.vocab.parquet --text 'the rows of the real model'
