@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json as json_module
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from engram_cli.console import check_found, emit, progress, say, show, show_table
+from engram_cli.console import check_found, emit, progress, say, show, show_table, show_wrapped
+from engram_cli.inspected import counts_if, percent, show_legend
 from engram_cli.options import Force, JsonFlag, Threads
+
+if TYPE_CHECKING:
+    from engram_tables.fetch.table import Table
 
 _INDENT = 11
 _WIDTH = 110
@@ -36,6 +42,15 @@ def inspect_stats(
         Path | None,
         typer.Option(
             "--against", metavar="TABLE", help="A table or checkpoint that is right: shows heads moved by some rows."
+        ),
+    ] = None,
+    counts: Annotated[
+        Path | None,
+        typer.Option(
+            "--counts",
+            metavar="DIR",
+            help="The counts that a next-token table was made of: shows heads that do not hold the rows of their "
+            "n-grams, and where those rows lie.",
         ),
     ] = None,
     init: Annotated[
@@ -65,7 +80,9 @@ def inspect_stats(
     there is a fault, 0 that there is none in this sample.
 
     A row does not know its own number: a head whose rows are all moved by one is seen only beside the right rows, with
-    --against, or where its ends betray it.
+    --against, or where its ends betray it. Of a next-token table the counts say what each row should hold: with
+    --counts, frequent n-grams are looked up in every head by itself, and heads that are moved, swapped or filled with
+    something else are named.
 
     \b
     Examples:
@@ -73,6 +90,7 @@ def inspect_stats(
       engram inspect stats my-table --sample 65536 --seed 1
       engram inspect stats my-table --all --record stats.json
       engram inspect stats repacked --against DeepSeek-V4.1-Flash
+      engram inspect stats next-token-table --counts counts
       engram inspect stats my-table --json | jq '.findings[] | {check, where}'
     """
     from engram_tables import open_table
@@ -85,14 +103,21 @@ def inspect_stats(
     if record_file is not None:
         refuse_existing(record_file, force=force)
     n_sampled = None if all_rows else sample or DEFAULT_SAMPLE
-    with open_table(table, bundles=False) as opened, progress("reading rows", "B") as hook:
-        if against is None:
-            report = table_stats(opened, sample=n_sampled, seed=seed, init=init, threads=threads, progress=hook)
-        else:
-            with open_table(against, bundles=False) as reference:
-                report = table_stats(
-                    opened, sample=n_sampled, seed=seed, against=reference, init=init, threads=threads, progress=hook
-                )
+    with (
+        open_table(table, bundles=False) as opened,
+        _table_if(against) as reference,
+        counts_if(counts) as counted,
+    ):
+        report = table_stats(
+            opened,
+            sample=n_sampled,
+            seed=seed,
+            against=reference,
+            counts=counted,
+            init=init,
+            threads=threads,
+            stage=progress,
+        )
     record = stats_record(report)
     if record_file is not None:
         with new_file(record_file, force=force) as file:
@@ -103,7 +128,19 @@ def inspect_stats(
         _show(record)
     named = [finding["check"] for finding in record["findings"] if strict or finding["severity"] == "fault"]
     if named:
-        check_found(f"{table}: found {', '.join(named)}; what each means stands with the findings")
+        check_found(f"{table}: found {', '.join(dict.fromkeys(named))}; what each means stands with the findings")
+
+
+@contextmanager
+def _table_if(path: Path | None) -> Iterator[Table | None]:
+    """Open the reference for a block, or none."""
+    from engram_tables import open_table
+
+    if path is None:
+        yield None
+        return
+    with open_table(path, bundles=False) as table:
+        yield table
 
 
 def _show(record: dict[str, Any]) -> None:
@@ -111,6 +148,8 @@ def _show(record: dict[str, Any]) -> None:
     show(f"read       {_read(record)}")
     _show_findings(record["findings"])
     _show_limits(record)
+    if record["counted"] is not None:
+        show(f"counts     {_beside_counts(record['counted'])}")
     sections = [
         (
             section["section"],
@@ -120,7 +159,8 @@ def _show(record: dict[str, Any]) -> None:
         )
         for section in record["sections"]
     ]
-    show_table("Bytes", ("section", "entropy, bits a byte", "given to zstd", "times smaller"), sections)
+    show()
+    show_table("Bytes", ("section", "entropy, bits a byte", "bytes given to zstd", "times smaller"), sections)
     if record["scales"] is not None:
         _show_scales(record["scales"])
     show_table("Heads (rows of the sample)", _COLUMNS, [_head_cells(group) for group in record["groups"]], left=0)
@@ -132,6 +172,32 @@ def _show(record: dict[str, Any]) -> None:
         ]  # fmt: skip
         titles = ("layer", "order", "head", "rows compared", "equal", "moved by", "of these")
         show_table("Beside the reference", titles, rows, left=0)
+    if record["counted"] is not None:
+        titles = ("layer", "order", "head", "n-grams", "held", "held at random rows", "found")
+        show_table("Beside the counts", titles, [_counted_cells(head) for head in record["counted"]], left=0)
+    show_legend(_LEGEND | (_NEXT_TOKEN_LEGEND if record["init"] == "next-token" else {}))
+
+
+def _beside_counts(heads: list[dict[str, Any]]) -> str:
+    n_right = sum(head["verdict"] == "holds" for head in heads)
+    n_crowded = sum(head["verdict"] == "crowded" for head in heads)
+    text = f"{n_right:,} of {len(heads):,} heads hold the rows of their n-grams"
+    return f"{text}; {n_crowded:,} too crowded to tell, or with too few n-grams" if n_crowded else text
+
+
+def _counted_cells(head: dict[str, Any]) -> tuple[object, ...]:
+    words = {
+        "holds": "its rows",
+        "shifted": f"shifted {head['moved_by'] or 0:+d}",
+        "other-head": f"filled as head {head['other_head']}",
+        "unlike": "in part other rows" if 2 * head["n_held"] >= head["n_ngrams"] else "other rows",
+        "crowded": "too crowded",
+    }
+    n_ngrams = max(head["n_ngrams"], 1)
+    return (
+        head["layer_id"], head["order"], head["head"], f"{head['n_ngrams']:,}", f"{head['n_held'] / n_ngrams:.1%}",
+        f"{head['n_held_at_random'] / n_ngrams:.1%}", words[head["verdict"]],
+    )  # fmt: skip
 
 
 def _read(record: dict[str, Any]) -> str:
@@ -178,26 +244,24 @@ def _show_limits(record: dict[str, Any]) -> None:
     if not any(share is None or share > 0 for share in worst.values()):
         show("limits     every row was read")
         return
-    show(
-        f"limits     19 of 20 such samples show: faults that a row shows by itself from {_limit(worst['rows'])} of a "
-        "head's rows on,"
-    )
-    show(
-        f"           rows equal to the row before from {_limit(worst['neighbours'])}, rows with one copy elsewhere in "
-        f"the head from {_limit(worst['repeated'])}"
-    )
+    show_wrapped(
+        "a fault is nearly sure to show (19 samples of 20) if it has this share of a head's rows or more: "
+        f"{_limit(worst['rows'])} where a row shows it by itself, {_limit(worst['neighbours'])} of rows equal to the "
+        f"one before, {_limit(worst['repeated'])} of rows with one copy elsewhere in the head",
+        head="limits", indent=_INDENT,
+    )  # fmt: skip
     if worst["repeated"] is None:
         say("a larger --sample sees rarer copies: twice the rows, a quarter of the share")
 
 
 def _limit(share: float | None) -> str:
-    return "no share" if share is None else f"{share:.2%}"
+    return "no share" if share is None else percent(share, 2)
 
 
 def _show_scales(scales: dict[str, Any]) -> None:
     n_all = max(1, sum(scales["by_power_of_two"].values()))
     rows = [
-        (f"2^{exponent}", f"{n_scales:,}", f"{n_scales / n_all:.2%}")
+        (f"2^{exponent}", f"{n_scales:,}", percent(n_scales / n_all, 2))
         for exponent, n_scales in scales["by_power_of_two"].items()
     ]
     others = [("0", scales["n_zero"]), ("not finite", scales["n_not_finite"]), ("below 0", scales["n_negative"])]
@@ -209,6 +273,20 @@ _COLUMNS = (
     "layer", "order", "head", "rows", "zero", "constant", "not finite", "repeated", "norm 1 %", "middle", "99 %",
     "neighbours", "random", "bits a byte",
 )  # fmt: skip
+
+_LEGEND = {
+    "zero": "rows of zeros; constant: rows of one value; not finite: rows with NaN or infinities",
+    "repeated": "rows, zeros apart, that stand in the head's sample before",
+    "norm": "length (Euclidean) of the row at 1 %, in the middle and at 99 %, sorted by length",
+    "neighbours": "mean cosine of rows and the next ones; random: of random pairs; near 0 where rows are unlike",
+    "bits a byte": "entropy of the bytes: 8 if all are as likely, less the better they compress",
+}
+_NEXT_TOKEN_LEGEND = {
+    "zero": "rows of zeros: in a next-token table those of no counted n-gram. Chance leaves 37 % of a head's rows so "
+    "with as many n-grams as rows, 14 % with twice as many. Constant: rows of one value; not finite: rows with NaN or "
+    "infinities",
+    "repeated": "rows, zeros apart, that stand in the head's sample before: here those with the same next tokens",
+}
 
 
 def _head_cells(group: dict[str, Any]) -> tuple[object, ...]:

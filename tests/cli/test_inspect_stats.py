@@ -75,10 +75,13 @@ def test_a_table_of_true_size_is_answered_from_a_sample(engram: Engram, tmp_path
 def test_a_string_is_searched_for(engram: Engram, tiny_vocab_file: Path, why: tuple[str, ...]) -> None:
     ran = engram("inspect", "vocab", tiny_vocab_file, "--search", "The", *why)
     assert ran.code == 0
-    assert "4 tokens: 1 hold 'The' as it stands" not in ran.out
-    assert "hold 'The' as it stands" in ran.err
+    assert "with 'The' as it stands" not in ran.out
+    assert "with 'The' as it stands" in ran.err
     assert "' the'" in ran.out
     assert ("lower case" in ran.out) is bool(why)
+    none = engram("inspect", "vocab", tiny_vocab_file, "--search", "zq", *why)
+    assert (none.code, none.out) == (0, "")
+    assert "0 tokens: 0 with 'zq'" in none.err
     records = engram("inspect", "vocab", tiny_vocab_file, "--search", "The", "--most", 1, "--json", *why).records()
     assert [(record["text"], record["matched"]) for record in records] == [("The", "both")]
     assert (records[0]["why"] is not None) is bool(why)

@@ -166,6 +166,7 @@ def test_every_key_that_is_printed_is_documented(page: str, made: Path, tiny_voc
         *_run("inspect", "ngram", made / "knowing", "the cat", "--counts", made / "followed", "--json"),
         *_run("inspect", "row", table, "1", "5", "--counts", made / "counts", "--json"),
         *_run("inspect", "stats", made / "changed", "--against", made / "knowing", "--json", code=6),
+        *_run("inspect", "stats", made / "knowing", "--counts", made / "followed", "--json"),
         *_run("inspect", "coverage", table, "--counts", made / "counts", "--json"),
         *_run("inspect", "collisions", table, "--counts", made / "counts", "--json"),
         *_run("evaluate", made / "knowing", made / "text.txt", "--counts", made / "followed", "--json"),

@@ -30,10 +30,12 @@ from engram_tables.storage.sources.reading import read_records
 from engram_tables.storage.table.reader import StoredTable
 from engram_tables.storage.table.table_source import table_source
 from engram_tables.threads import resolve_threads, run_all
-from engram_tables.units import PAGE_BYTES, ProgressHook
+from engram_tables.units import PAGE_BYTES, ProgressHook, Stage, unwatched
 
 if TYPE_CHECKING:
+    from engram_tables.corpus.counts.counts_store import Counts
     from engram_tables.fetch.table import Table
+    from engram_tables.inspect.stats_counts import CountedHead
     from engram_tables.storage.sources.source import Source
 
 DEFAULT_SAMPLE = 4096
@@ -89,6 +91,8 @@ class StatsReport:
         Of the pages of 4,096 bytes they lie in; None where everything was read.
     device_bytes
         What the system charged to this process as read from storage meanwhile; None where it does not say.
+    against, counted
+        Heads beside a reference, and beside counts, where there is one.
     """
 
     path: str
@@ -108,6 +112,7 @@ class StatsReport:
     page_bytes: int | None
     device_bytes: int | None
     against: tuple[AgainstHead, ...] | None
+    counted: tuple[CountedHead, ...] | None
     findings: tuple[Finding, ...]
 
     @property
@@ -122,9 +127,10 @@ def table_stats(
     sample: int | None = DEFAULT_SAMPLE,
     seed: int = 0,
     against: Table | None = None,
+    counts: Counts | None = None,
     init: str | None = None,
     threads: int | None = None,
-    progress: ProgressHook | None = None,
+    stage: Stage = unwatched,
 ) -> StatsReport:
     """Figures about a table's rows, and what is wrong with them.
 
@@ -137,19 +143,22 @@ def table_stats(
     against
         A table of the same addressing that is known to be right: heads that are its own moved by up to
         `stats_against.MOST_MOVED` rows are named.
+    counts
+        The counts that a next-token table was made of: heads that do not hold the rows of their n-grams are named, and
+        where those rows lie.
     init
         What the rows were made as (`normal`, `zeros`, `next-token`), where the manifest does not say; the table may
         have been repacked since.
-    progress
-        Called with bytes of records.
+    stage
+        Entered for the rows of the counts, and for the bytes of the sample's records.
 
     Raises
     ------
     InvalidInput
         An unknown `init`, or another one than the manifest's; a sample that is too small; or two tables of which one's
-        records cannot be held against the other's.
+        records cannot be held against the other's; counts for a table that was not made of any.
     SpecMismatch
-        `against` has another addressing.
+        `against` has another addressing; other counts than the table's.
 
     Notes
     -----
@@ -158,11 +167,14 @@ def table_stats(
     """
     stored = table.stored
     kind = _kind(stored, init)
+    # What may be refused comes first.
+    counted = None if counts is None else _beside_counts(table, counts, seed, stage)
     owned = {layer_id: stored.owned(layer_id) for layer_id in stored.layer_ids}
     heads = choose_rows(stored.spec, owned, sample=sample, seed=seed)
     before = own_read_bytes()
     look = _Look(table, heads, seed=seed)
-    look.run(resolve_threads(threads), progress)
+    with stage("reading rows", "B") as progress:
+        look.run(resolve_threads(threads), progress)
     held = None if against is None else tuple(compare_with(table, against, heads))
     after = own_read_bytes()
     tallies = look.tallies
@@ -179,6 +191,8 @@ def table_stats(
     findings = findings_of(subject)
     if held is not None and against is not None:
         findings = _with_reference(held, str(against.path), findings)
+    if counted is not None:
+        findings = _with_counts(counted, findings)
     total = Tally()
     for tally in tallies:
         total.add(tally)
@@ -200,6 +214,7 @@ def table_stats(
         page_bytes=look.page_bytes if all(head.rows is not None for head in heads) else None,
         device_bytes=None if before is None or after is None else after - before,
         against=held,
+        counted=counted,
         findings=tuple(findings),
     )
 
@@ -221,6 +236,20 @@ def _with_reference(held: Sequence[AgainstHead], where: str, findings: list[Find
     from engram_tables.inspect.stats_against import findings_against
 
     found = [*findings_against(held, where), *findings]
+    return sorted(found, key=lambda finding: finding.severity is not Severity.FAULT)
+
+
+def _beside_counts(table: Table, counts: Counts, seed: int, stage: Stage) -> tuple[CountedHead, ...]:
+    from engram_tables.inspect.stats_counts import compare_with_counts
+
+    with stage("reading counts", "n-grams") as progress:
+        return compare_with_counts(table, counts, seed=seed, progress=progress)
+
+
+def _with_counts(counted: Sequence[CountedHead], findings: list[Finding]) -> list[Finding]:
+    from engram_tables.inspect.stats_counts import findings_beside_counts
+
+    found = [*findings_beside_counts(counted), *findings]
     return sorted(found, key=lambda finding: finding.severity is not Severity.FAULT)
 
 
@@ -253,7 +282,7 @@ class _Look:
         self._next = 0
         self._n_done = 0
 
-    def run(self, n_threads: int, progress: ProgressHook | None) -> None:
+    def run(self, n_threads: int, progress: ProgressHook) -> None:
         """Look at everything."""
 
         def work(chunk: _Chunk) -> None:
@@ -262,8 +291,7 @@ class _Look:
                 self._merge(chunk, tally)
                 self.page_bytes += n_pages * PAGE_BYTES
                 self._n_done += len(chunk.rows)
-                if progress is not None:
-                    progress(self._n_done * self._stored.row_bytes, self._n_rows * self._stored.row_bytes)
+                progress(self._n_done * self._stored.row_bytes, self._n_rows * self._stored.row_bytes)
 
         run_all(work, self._chunks(), threads=n_threads)
 

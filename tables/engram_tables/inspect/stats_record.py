@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from engram_tables.inspect.stats import StatsReport
+from engram_tables.inspect.stats_counts import CountedHead
 from engram_tables.inspect.stats_duplicates import Copies
 from engram_tables.inspect.stats_sample import HeadRows
 from engram_tables.inspect.stats_tally import Tally, entropy_bits, norm_quantiles, scale_histogram
@@ -86,11 +87,17 @@ def stats_record(report: StatsReport) -> dict[str, Any]:
             }
             for head in report.against
         ],
+        "counted": None if report.counted is None else [_counted(head) for head in report.counted],
         "findings": [
             {**asdict(finding), "places": [place._asdict() for place in finding.places]} for finding in report.findings
         ],
         "is_sound": report.is_sound,
     }
+
+
+def _counted(head: CountedHead) -> dict[str, Any]:
+    left_out = ("first_rows",)
+    return {name: value for name, value in asdict(head).items() if name not in left_out}
 
 
 def _sections(report: StatsReport) -> list[dict[str, Any]]:
