@@ -37,6 +37,8 @@ class Exit(IntEnum):
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EFBIG)
 _RATE_SECONDS = 10.0
 _MOST_COLUMNS, _FEWEST_COLUMNS = 100, 30
+HARD_BLANK = "\N{NO-BREAK SPACE}"
+"""Shown as a blank that no line is broken at."""
 _quiet = False
 _verbose = False
 
@@ -140,16 +142,17 @@ def show_wrapped(text: str, *, head: str | None = None, indent: int = 4) -> None
 
     Notes
     -----
-    A word that is longer than a line, such as a path, is never cut.
+    A word that is longer than a line, such as a path, is never cut. What HARD_BLANK joins is one word.
     """
     room = max(page_columns(), indent + _FEWEST_COLUMNS)
     first = "" if head is None else f"{_printable(head):{indent}}"
+    words = HARD_BLANK.join(map(_printable, text.replace(" %", f"{HARD_BLANK}%").split(HARD_BLANK)))
     lines = textwrap.wrap(
-        _printable(text), room, initial_indent=first, subsequent_indent=" " * indent, break_long_words=False,
+        words, room, initial_indent=first, subsequent_indent=" " * indent, break_long_words=False,
         break_on_hyphens=False,
     )  # fmt: skip
     for line in lines or [first.rstrip()]:
-        _to_stdout(line)
+        _to_stdout(line.replace(HARD_BLANK, " "))
 
 
 def _printable(text: str) -> str:

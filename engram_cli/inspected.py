@@ -1,8 +1,8 @@
-"""How the `engram inspect` commands spell what they have in common: n-grams, shares, bytes, JSON without NaN."""
+"""How `engram inspect` and `evaluate` spell what they have in common: n-grams, shares, legends, JSON without NaN."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from engram_cli.console import HARD_BLANK, show_table, show_wrapped
 from engram_tables.units import format_bytes
 
 if TYPE_CHECKING:
@@ -53,10 +54,37 @@ def counts_if(counts: Path | None) -> Iterator[Counts | None]:
         yield opened
 
 
-def ngram_text(forms: Sequence[str], *, most: int = _MOST_WIDE) -> str:
-    """The forms of an n-gram between bars, cut in the middle where they are long."""
-    text = " ".join(f"[{form}]" for form in forms).replace("\n", "\\n")
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+def ngram_text(forms: Sequence[str], *, most: int | None = _MOST_WIDE) -> str:
+    """The tokens or forms of an n-gram in quotes, cut at the end where they are long."""
+    text = " ".join(map(repr, forms))
+    return text if most is None or len(text) <= most else f"{text[: most - 1]}…"
+
+
+def unbroken(text: str) -> str:
+    """In quotes, and never broken by `show_wrapped`."""
+    return repr(text).replace(" ", HARD_BLANK)
+
+
+def plural(number: int, noun: str) -> str:
+    """`1 row`, `2 rows`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def show_ending_in_words(header: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+    """A table of figures, flush right, whose last column holds words, flush left."""
+    widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
+    padded = [
+        [*(cell.rjust(width) for cell, width in zip(cells[:-1], widths, strict=False)), cells[-1]]
+        for cells in (header, *lines)
+    ]
+    show_table("", padded[0], padded[1:], left=len(header))
+
+
+def show_legend(entries: Mapping[str, str]) -> None:
+    """What the words of the lines above mean, a paragraph each."""
+    indent = max(12, *(len(name) + 4 for name in entries)) if entries else 0
+    for name, text in entries.items():
+        show_wrapped(text, head=f"  {name}", indent=indent)
 
 
 def percent(share: float | None, digits: int = 1) -> str:
@@ -73,7 +101,7 @@ def percent(share: float | None, digits: int = 1) -> str:
 
 def pages_text(cost: ReadCost) -> str:
     """`3 pages, 1 of them in memory`."""
-    pages = f"{cost.n_pages:,} page{'' if cost.n_pages == 1 else 's'}"
+    pages = plural(cost.n_pages, "page")
     if cost.n_resident_pages is None:
         return f"{pages}, not known whether in memory"
     if cost.n_resident_pages == cost.n_pages:

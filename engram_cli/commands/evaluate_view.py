@@ -7,9 +7,26 @@ import textwrap
 from typing import Any
 
 from engram_cli import console
+from engram_cli.inspected import percent, plural, show_legend
 
 _WIDTH = min(100, shutil.get_terminal_size((100, 24)).columns)
 _TOPS = ("top_1", "top_5")
+_ALONE = ("knows something", "top-1", "known", "heads agree")
+"""What is shown without counts."""
+_LEGEND = {
+    "knows something": "share of the positions with an n-gram, of any order, that the counts hold, or that the "
+    "table's rows give more evidence for than chance. Where they give less it guesses, and may be right. One or two "
+    "heads of eight never give enough; a few are taken in by chance more often than all",
+    "top-1": "share of the positions at which the token that follows is named first; top-5: among the first five",
+    "of exact": "that share over the one of exact back-off, on the same positions",
+    "seen": "the counts hold the n-gram with a token after it",
+    "known": "the table says that its rows hold the n-gram",
+    "known of unseen": "known, of the n-grams that were not seen: wrongly; unknown of seen: not known, of those that "
+    "were",
+    "exact": "top-1 or top-5 of the counts, beside the table's, for this order alone; ratio: of the two",
+    "same first": "share of these n-grams at which table and counts name the same token first",
+    "heads agree": "share of the heads that hold the token that the table names first",
+}
 
 
 def warn_of_evaluation(record: dict[str, Any]) -> None:
@@ -17,8 +34,9 @@ def warn_of_evaluation(record: dict[str, Any]) -> None:
     overlap, counts = record["overlap"], record["counts"]
     if overlap is not None and overlap["verdict"] == "counted":
         console.say(
-            f"warning: this text was counted: {overlap['goes_on_as_counted']:.0%} of its {overlap['order']}-grams go "
-            "on as counted. These figures say what the table remembers, not what it predicts; judge it on other text"
+            f"warning: this text was counted: {percent(overlap['goes_on_as_counted'], 0)} of its "
+            f"{overlap['order']}-grams go on as counted. These figures say what the table remembers, not what it "
+            "predicts; judge it on other text"
         )
     elif overlap is not None and overlap["verdict"] == "partly-counted":
         console.say(
@@ -45,17 +63,20 @@ def show_evaluation(record: dict[str, Any]) -> None:
     )
     if record["overlap"] is not None:
         _show_overlap(record["overlap"])
+    console.show()
     _show_accuracy(record, "raw", "the very token that follows")
     _show_accuracy(record, "canonical", "a token that folds to the same canonical id")
     _show_orders(record)
+    show_legend({name: text for name, text in _LEGEND.items() if name in _ALONE or record["exact"] is not None})
 
 
 def _show_overlap(overlap: dict[str, Any]) -> None:
     share = overlap["goes_on_as_counted"]
     if share is not None:
         _line(
-            f"{share:.1%} of its {overlap['order']}-grams go on as counted, {overlap['n_documents_as_counted']:,} of "
-            f"{overlap['n_documents_looked_at']:,} documents wholly: {overlap['verdict']}"
+            f"{overlap['verdict']}: {percent(share)} of its {overlap['order']}-grams go on as counted; wholly so "
+            f"{overlap['n_documents_as_counted']:,} of {overlap['n_documents_looked_at']:,} documents (those with "
+            "enough positions)"
         )
 
 
@@ -73,8 +94,8 @@ def _show_accuracy(record: dict[str, Any], way: str, meaning: str) -> None:
             for cell in (_percent(of_heads[top][way]), "-" if ratio is None else _plain(ratio[top][way]))
         ]
         n_heads = of_heads["n_heads"]
-        rows.append([f"table, {n_heads} head{'s' if n_heads > 1 else ''}", _percent(of_heads["known"]), *cells])
-    console.show()
+        known = _percent(of_heads["known"]) if of_heads["known"]["value"] else "only guesses"
+        rows.append([f"table, {plural(n_heads, 'head')}", known, *cells])
     console.show(f"right, {way}: {meaning}")
     console.show_table("", ["", "knows something", "top-1", "of exact", "top-5", "of exact"], rows)
 
@@ -82,7 +103,6 @@ def _show_accuracy(record: dict[str, Any], way: str, meaning: str) -> None:
 def _show_orders(record: dict[str, Any]) -> None:
     """Each order alone, all heads."""
     found = record["heads"][-1]
-    console.show()
     if record["exact"] is None:
         console.show(f"each order alone, {found['n_heads']} heads: where the table says that it knows the n-gram")
         rows = [
@@ -98,7 +118,7 @@ def _show_orders(record: dict[str, Any]) -> None:
          _percent(of["false_unknown"])]
         for of, exact in zip(found["orders"], record["exact"]["orders"], strict=True)
     ]  # fmt: skip
-    console.show_table("", ["order", "seen (counts)", "known (table)", "known of unseen", "unknown of seen"], rows)
+    console.show_table("", ["order", "seen", "known", "known of unseen", "unknown of seen"], rows)
     console.show("each order alone, where its n-gram was seen: right, raw")
     rows = [
         [str(of["order"]),

@@ -9,7 +9,16 @@ import typer
 
 from engram_cli.commands.inspect_coverage import subject_of
 from engram_cli.console import emit, progress, say, show, show_table, show_wrapped
-from engram_cli.inspected import CountsDir, OnlyLayers, OnlyOrders, SubjectPlace, ngram_text, percent
+from engram_cli.inspected import (
+    CountsDir,
+    OnlyLayers,
+    OnlyOrders,
+    SubjectPlace,
+    ngram_text,
+    percent,
+    plural,
+    show_legend,
+)
 from engram_cli.options import JsonFlag, Threads, VocabFile
 from engram_tables.errors import InvalidInput
 from engram_tables.units import parse_bytes, parse_integers
@@ -18,13 +27,15 @@ if TYPE_CHECKING:
     from engram_tables.address.vocabulary import Vocabulary
     from engram_tables.inspect.collisions import Collisions, HeadCollisions, OrderCollisions, SharedRow
 
-_LEGEND = (
-    ("shared", "share of all lookups of the corpus that go to a row which another n-gram owns too; `expected` is what "
-     "a uniform hash gives"),
-    ("outweighed", "share of all lookups whose own n-gram is not the most frequent one of its row: there the row is "
-     "mostly another's"),
-    (">10 %, >50 %, >90 %", "share of all lookups that leave other n-grams more than so much of their row's lookups"),
-)  # fmt: skip
+_LEGEND = {
+    "shared": "share of all lookups of the corpus that go to a row which another n-gram owns too; expected: what a "
+    "uniform hash gives",
+    "outweighed": "share of all lookups whose own n-gram is not the most frequent one of its row: there the row is "
+    "mostly another's",
+    ">10 %": "share of all lookups of whose row more than so much goes to other n-grams; likewise >50 %, >90 %",
+    "share both": "pairs of n-grams that share a row under two heads at once, summed over pairs of heads; expected: "
+    "if heads are independent of each other",
+}
 
 
 def inspect_collisions(
@@ -173,15 +184,9 @@ def _show(found: Collisions, vocabulary: Vocabulary | None, *, all_heads: bool) 
     lines = [cells for order in found.orders for cells in (_heads_cells(order) if all_heads else [_mean_cells(order)])]
     show("what collisions weigh: shares of the lookups of the corpus")
     show_table("", columns, lines)
-    for name, text in _LEGEND:
-        show_wrapped(f"{name}: {text}", indent=4)
-    show()
-    pairs = ("layer", "order", "n-grams", "compared", "pairs of heads", "share both rows", "expected", "verdict")
+    pairs = ("layer", "order", "n-grams", "compared", "pairs of heads", "share both", "expected", "verdict")
     show("do heads collide independently?")
     show_table("", pairs, [_agreement_cells(order) for order in found.orders])
-    show_wrapped("share both rows: pairs of n-grams that share a row under two heads at once, summed over pairs of "
-                 "heads; expected: if heads are independent of each other", indent=4)  # fmt: skip
-    show()
     for order, pair in found.dependent:
         show_wrapped(
             f"layer {order.layer_id}, order {order.order}: heads {pair.heads[0]} and {pair.heads[1]} are not "
@@ -210,6 +215,9 @@ def _show(found: Collisions, vocabulary: Vocabulary | None, *, all_heads: bool) 
             else "no two n-grams have the same key"
         )
     _show_rows(found, vocabulary)
+    show()
+    show_legend(_LEGEND)
+    show()
 
 
 def _heads_cells(order: OrderCollisions) -> list[list[str]]:
@@ -252,15 +260,15 @@ def _show_rows(found: Collisions, vocabulary: Vocabulary | None) -> None:
     from engram_tables.inspect.owners import spell
 
     show()
-    show("the heaviest shared rows: those that lose most lookups to n-grams which are not their most frequent one")
+    show("the heaviest shared rows, by the lookups of all their n-grams but the most frequent")
     for row in found.rows:
         show(
             f"  layer {row.layer_id}, order {row.order}, head {row.head}, row {row.row:,}: "
-            f"{row.n_lookups:,} lookups by {row.n_ngrams:,} n-grams"
+            f"{row.n_lookups:,} lookups by {plural(row.n_ngrams, 'n-gram')}"
         )
         for owner in row.owned.owners[:3]:
             text = ngram_text(spell(vocabulary, owner.ids), most=60)
             show(f"    {owner.occurrences:>9,}  {percent(owner.occurrences / row.n_lookups):>7}  {text}")
         if row.n_ngrams > 3:
             rest = sum(owner.occurrences for owner in row.owned.owners[3:])
-            show(f"    {rest:>9,}  {percent(rest / row.n_lookups):>7}  {row.n_ngrams - 3:,} more n-grams")
+            show(f"    {rest:>9,}  {percent(rest / row.n_lookups):>7}  {row.n_ngrams - 3:,} more")

@@ -8,9 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from engram_cli.console import check_found, emit, progress, say, show, show_table, show_wrapped
+from engram_cli.console import check_found, emit, progress, show, show_table, show_wrapped
 from engram_cli.corpus_reading import CorpusReading, reads_corpus
-from engram_cli.inspected import CountsDir, OnlyLayers, OnlyOrders, SubjectPlace, finite, join, percent
+from engram_cli.inspected import (
+    CountsDir,
+    OnlyLayers,
+    OnlyOrders,
+    SubjectPlace,
+    finite,
+    join,
+    percent,
+    plural,
+    show_legend,
+)
 from engram_cli.options import JsonFlag, Threads, VocabFile
 from engram_tables.units import parse_bytes, parse_integers
 
@@ -19,16 +29,17 @@ if TYPE_CHECKING:
 
     from engram_tables.inspect.coverage import Coverage, HeadCoverage
 
-_LEGEND = (
-    ("n-grams", "distinct n-grams of the corpus of that order, each of which owns one row of every head"),
-    ("rows hit", "share of the head's rows that at least one of them owns; `expected` is what a hash that spreads "
-     "them evenly would hit"),
-    ("z", "how far the two lie apart, in standard deviations: -3 to 3 is chance, below -6 rows are missed"),
-    ("pairs", "pairs of n-grams that share a row, over those that chance makes: 1 as it should be, 2 where a head "
-     "reaches half of its rows"),
-    ("verdict", "even: as a uniform hash; confined: only every second, third, … row can be reached; crowded: rows are "
-     "missed or overfull; spread: more even than chance; too few: this sample could not tell"),
-)  # fmt: skip
+_LEGEND = {
+    "n-grams": "distinct n-grams of the corpus of that order, each of which owns one row of every head",
+    "rows hit": "share of the head's rows that at least one of them owns; expected: what a hash that spreads them "
+    "evenly would hit",
+    "z": "how far the two lie apart, in standard deviations: -3 to 3 is chance, below -6 rows are missed, "
+    "above 6 fewer than chance misses; between, a larger text decides",
+    "pairs": "pairs of n-grams that share a row, over those that chance makes: 1 as it should be, 2 where a head "
+    "reaches half of its rows",
+    "verdict": "even: as a uniform hash; confined: only every second, third, … row can be reached; crowded: rows are "
+    "missed or overfull; spread: more even than chance; too few: this sample could not tell",
+}
 
 
 @reads_corpus
@@ -168,15 +179,14 @@ def _head_record(head: HeadCoverage) -> dict[str, Any]:
 
 def _show(spec: Any, found: Coverage, *, all_heads: bool) -> None:
     what = "the text" if found.basis == "tokens" else "the counted text"
-    show_wrapped(f"{spec.name}: {len(found.heads):,} heads, {found.n_tokens:,} tokens of {what}", indent=2)
+    show_wrapped(
+        f"spec {spec.name!r}: {plural(len(found.heads), 'head')}, {found.n_tokens:,} tokens of {what}", indent=2
+    )
     if not all_heads:
         show("for each order the head that is least even; --all shows every head")
     heads = found.heads if all_heads else _worst(found.heads)
     columns = ("layer", "order", "head", "rows", "n-grams", "rows hit", "expected", "z", "pairs", "verdict")
     show_table("", columns, [_cells(head) for head in heads])
-    for name, text in _LEGEND:
-        show_wrapped(text, head=f"  {name}", indent=12)
-    show()
     if not found.faults:
         judged = len(found.heads) - len(found.undecided)
         show_wrapped(f"no head is uneven, of {judged:,} that this sample can judge" if judged else
@@ -184,6 +194,8 @@ def _show(spec: Any, found: Coverage, *, all_heads: bool) -> None:
     for head in found.faults:
         show_wrapped(_fault(head), indent=2)
     _warn(found)
+    show()
+    show_legend(_LEGEND)
 
 
 def _worst(heads: Iterable[HeadCoverage]) -> list[HeadCoverage]:
@@ -229,17 +241,19 @@ def _warn(found: Coverage) -> None:
     """Say for which orders the sample is too small, for what."""
     undecided = sorted({head.traffic.order for head in found.undecided})
     if undecided:
-        say(
+        show_wrapped(
             f"order {join(undecided)}: too few n-grams to tell an even head from one that reaches half of its rows; "
-            "give more text"
+            "give more text",
+            indent=2,
         )
     for order in sorted({head.traffic.order for head in found.heads}):
         of_order = [h.traffic for h in found.heads if h.traffic.order == order and h.traffic.n_untouched]
         unsure = [traffic for traffic in of_order if not traffic.shows_dead_rows]
         if unsure:
             most = max(unsure, key=lambda traffic: traffic.n_ngrams_needed)
-            say(
-                f"order {order}: rows that nothing hit are no dead rows yet: chance alone leaves "
-                f"{percent(1 - most.touched_expected.mean / most.n_rows)} of them unhit by {most.n_ngrams:,} distinct "
-                f"n-grams, and {most.n_ngrams_needed:,} are needed before an unhit row says anything"
+            unhit = percent(1 - most.touched_expected.mean / most.n_rows)
+            show_wrapped(
+                f"order {order}: chance alone leaves {unhit} of the rows unhit by {most.n_ngrams:,} distinct n-grams, "
+                f"so that none can be called dead before {most.n_ngrams_needed:,}",
+                indent=2,
             )

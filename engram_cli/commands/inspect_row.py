@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from engram_cli.console import emit, progress, say, show, show_table, show_wrapped
+from engram_cli.console import HARD_BLANK, emit, progress, say, show, show_table, show_wrapped
 from engram_cli.inspected import (
     CountsDir,
     HotListFile,
@@ -19,7 +19,9 @@ from engram_cli.inspected import (
     ngram_text,
     pages_text,
     percent,
+    plural,
     searched_text,
+    unbroken,
 )
 from engram_cli.options import JsonFlag, VocabFile
 
@@ -77,6 +79,8 @@ def inspect_row(
         return
     for row in report.rows:
         _show_row(report, row, row_bytes)
+        if len(row.owners) != (row.n_owners or 0) or not row.owners:
+            show()
     say(f"read {report.bytes_read:,} bytes of rows")
     if counts is None:
         say("with --counts DIR (from `engram count`): the n-grams of a corpus that hit the row")
@@ -114,7 +118,7 @@ def _show_row(report: RowsReport, row: RowReport, row_bytes: int) -> None:
     if row.cost is None:
         _line("lies", "not here: another rank holds it")
     else:
-        _line("to read", f"{row.cost.n_reads} read{'s' * (row.cost.n_reads > 1)} of {pages_text(row.cost)}")
+        _line("to read", f"{plural(row.cost.n_reads, 'read')} of {pages_text(row.cost)}")
     if row.values is not None:
         _show_values(row.values)
     elif row.cost is not None:
@@ -122,6 +126,8 @@ def _show_row(report: RowsReport, row: RowReport, row_bytes: int) -> None:
     if report.has_hot_list:
         _line("hot list", "not in it" if row.hot is None else f"rank {row.hot.rank:,}, weight {row.hot.weight:,.6g}; "
               f"kept by a tier that keeps {row.hot.pinned_bytes:,} bytes or more for good")  # fmt: skip
+    if row.tokens_per_value is not None and row.values is not None and row.values.norm:
+        _show_next(row, row.tokens_per_value)
     if row.n_owners is not None:
         _show_owners(row)
 
@@ -129,8 +135,8 @@ def _show_row(report: RowsReport, row: RowReport, row_bytes: int) -> None:
 def _show_values(values: ValuesView) -> None:
     first = " ".join(f"{value:.4g}" for value in values.first)
     more = " …" if values.width > len(values.first) else ""
-    _line("values", f"{values.width}, length (Euclidean norm) {values.norm:.5g}, largest {values.largest:.4g}: "
-          f"{first}{more}")  # fmt: skip
+    _line("values", f"{values.width}, length (Euclidean norm) {values.norm:.5g}, largest {values.largest:.4g}; "
+          f"the first {len(values.first)}: {first}{more}")  # fmt: skip
     if values.n_not_finite:
         _line("", f"{values.n_not_finite} of them are NaN or infinite")
     if values.n_zero == values.width:
@@ -138,7 +144,18 @@ def _show_values(values: ValuesView) -> None:
     if values.scales:
         low, high = min(values.scales), max(values.scales)
         spread = f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
-        _line("scales", f"{len(values.scales)} in the record, {spread}")
+        _line("scales", f"{len(values.scales)}, each of a part of the values: {spread}")
+
+
+def _show_next(row: RowReport, tokens_per_value: float) -> None:
+    named = ", ".join(
+        f"{unbroken(token.text)} {token.counted:,} (here ~{token.value:,.0f})".replace(" (", f"{HARD_BLANK}(")
+        for token in row.next_tokens
+    )
+    if named:
+        _line("next", f"its n-grams were followed by {named}")
+    _line("" if named else "next", f"a value here counts any of some {tokens_per_value:,.0f} tokens: which, only the "
+          "rows of all heads together say (`engram inspect ngram`)")  # fmt: skip
 
 
 def _show_owners(row: RowReport) -> None:
@@ -147,8 +164,7 @@ def _show_owners(row: RowReport) -> None:
         return
     heaviest = row.owners[0].share if row.owners else None
     first = f"; the first makes {percent(heaviest)} of them" if heaviest is not None and row.n_owners > 1 else ""
-    plural = "s" * (row.n_owners > 1)
-    _line("owners", f"{row.n_owners:,} n-gram{plural} of the corpus, {row.n_lookups:,} lookups{first}")
+    _line("owners", f"{plural(row.n_owners, 'n-gram')} of the corpus, {plural(row.n_lookups, 'lookup')}{first}")
     is_shared = len(row.heads) > 1
     is_bundled = any(owner.in_bundle is not None for owner in row.owners)
     before, behind = (["order", "head"] if is_shared else []), (["bundle"] if is_bundled else [])

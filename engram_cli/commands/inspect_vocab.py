@@ -9,6 +9,7 @@ from unicodedata import combining
 import typer
 
 from engram_cli.console import emit, say, show, show_table
+from engram_cli.inspected import plural
 from engram_cli.options import JsonFlag
 from engram_tables.units import parse_integers
 
@@ -65,7 +66,7 @@ def inspect_vocab(
     if search is not None:
         found = search_vocabulary(vocabulary, search, n_most=most, why=why)
         say(
-            f"{found.n_tokens:,} tokens: {found.n_raw:,} hold {search!r} as it stands, {found.n_folded:,} hold "
+            f"{plural(found.n_tokens, 'token')}: {found.n_raw:,} with {search!r} as it stands, {found.n_folded:,} with "
             f"{found.folded!r} after folding"
             + (f"; the first {most:,} are shown, --most shows more" if found.n_tokens > most else "")
         )
@@ -73,6 +74,8 @@ def inspect_vocab(
     if json:
         for record in records:
             emit(record)
+    elif not records:
+        return
     elif why:
         _show_why(records)
     else:
@@ -102,7 +105,9 @@ def _show_why(records: list[dict[str, Any]]) -> None:
         if record["canonical_id"] in shown:
             continue
         shown.add(record["canonical_id"])
-        show(f"canonical id {record['canonical_id']}, form {record['form']!r}: {len(record['members'])} tokens")
+        show(
+            f"canonical id {record['canonical_id']}, form {record['form']!r}: {plural(len(record['members']), 'token')}"
+        )
         rows = []
         for token in record["why"]:
             cells = (str(token["token_id"]), _spell(token["text"]))

@@ -168,7 +168,7 @@ def test_inspect_ngram(engram: Engram, tiny_table: Path, tiny_vocab_file: Path, 
             rows = table.spec.address(sharer["canonical_ids"]).rows
             assert rows[-1, table.spec.layer_ids.index(row["layer_id"]), row["head"]] == row["row"]
     human = engram("inspect", "ngram", tiny_table, " the cat", "--last", "--counts", "counts")
-    assert "occurs 100 times" in human.out
+    assert "occurs    100 times" in human.out
     assert "position 0" not in human.out
 
 

@@ -48,3 +48,13 @@ def test_a_long_command_without_a_terminal_tells_each_tenth(is_quiet: bool, caps
     lines = said.err.splitlines()
     assert len(lines) == (0 if is_quiet else 12)
     assert is_quiet or lines[-1].startswith("measuring: 100 of 100 rounds, ")
+
+
+def test_what_a_hard_blank_joins_stays_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    items = [f"'item {number}'".replace(" ", console.HARD_BLANK) for number in range(12)]
+    console.show_wrapped(", ".join(items) + ", 100 %", indent=2)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 2
+    assert all(line.count("'") % 2 == 0 for line in lines)
+    assert " ".join(map(str.strip, lines)) == ", ".join(f"'item {number}'" for number in range(12)) + ", 100 %"
+    assert console.HARD_BLANK not in "".join(lines)

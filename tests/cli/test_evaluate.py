@@ -170,7 +170,7 @@ def test_how_it_reads_changes_nothing(engram: Engram, home: Home, monkeypatch: p
 def test_what_was_counted_is_called_so(engram: Engram, home: Home) -> None:
     ran = engram("evaluate", home.table, home.place / "train", "--counts", home.counts)
     assert ran.code == 0, ran.err
-    assert "warning: this text was counted: 100% of its 3-grams go on as counted" in ran.err
+    assert "warning: this text was counted: 100 % of its 3-grams go on as counted" in ran.err
     assert "counted" in ran.out
 
 
@@ -192,6 +192,7 @@ def test_it_shows_and_keeps_the_record(engram: Engram, home: Home, tmp_path: Pat
     assert ran.code == 0, ran.err
     for words in ("exact back-off", "table, 8 heads", "table, 1 head ", "right, canonical", "known of unseen"):
         assert words in ran.out
+    assert "of these n-grams at which table and counts name the same token first" in " ".join(ran.out.split())
     record = json.loads((tmp_path / "record.json").read_bytes())
     assert record["sample"]["n_tokens"] == 20
     text = "".join(ET.fromstring((tmp_path / "plot.svg").read_text()).itertext())

@@ -13,6 +13,7 @@ import pytest
 
 from engram_tables import open_table
 from engram_tables.address.hashing import hash_ngrams
+from engram_tables.address.vocabulary import load_vocabulary
 from engram_tables.corpus.counts.counts_store import open_counts
 from engram_tables.fetch.tiers.hot_list import HotList, write_hot_list
 from engram_tables.storage.building.writer import build_table, plan_table
@@ -81,8 +82,12 @@ def test_several_texts_stand_side_by_side(engram: Engram, tiny_table: Path, coun
         assert {key: record[key] for key in same} == {key: view[key] for key in same}
     shown = engram("inspect", "ngram", tiny_table, *texts, "--counts", counts)
     assert shown.code == 0
-    assert "its own" in shown.out
-    assert len([line for line in shown.out.splitlines() if "[ cat]" in line or "[a]" in line]) >= 6
+    lines = shown.out.splitlines()
+    assert [line.split("  ", 1)[0] for line in lines[:3]] == ["text 1", "text 2", "text 3"]
+    assert "' cat'" in lines[0]
+    in_table = [line for line in lines if line.startswith((" 1  ", " 2  ", " 3  "))]
+    assert len(in_table) == 9
+    assert sum("‹fill›" in line for line in in_table) == sum(view["n_before_text"] > 0 for view in both) > 0
     every = engram("inspect", "ngram", tiny_table, *texts, "--every", "--orders", 2, "--json")
     assert len(every.records()) > 3
 
@@ -185,8 +190,55 @@ def test_rows_of_next_tokens_are_read_beside_the_counted_ones(
     assert first["estimate"] == pytest.approx(first["counted"], rel=0.2)
     human = engram(*asked).out
     assert "rows say" in human
-    beside = engram("inspect", "ngram", "table", " the cat", "The cat sat", "--orders", 2, "--counts", counts).out
+    beside = engram("inspect", "ngram", "table", " the cat", "The cat sat", "zq", "--orders", 2, "--counts", counts).out
     assert "how often the rows say" in beside
+    assert "none" in beside
+    # Beyond the likeliest by the rows stand the most counted ones, with what the rows say of them.
+    (short,) = records(engram(*asked, "--next", 1, "--json"))
+    (of_one,) = short["next_tokens"]
+    assert of_one["tokens"][0] == first
+    assert all(token["estimate"] == 0 or token["estimate"] <= first["estimate"] for token in of_one["tokens"])
+    (none,) = records(engram(*asked, "--next", 0, "--json"))
+    assert none["next_tokens"] == []
+    owned = ("inspect", "row", "table", 1, view["rows"][0]["row"])
+    (row,) = records(engram(*owned, "--counts", counts, "--owners", 1, "--json"))
+    home, size = row["heads"][0], load_vocabulary(tiny_vocab_file).token_count
+    assert row["tokens_per_value"] == size * 4 / 64
+    after = [(token["token_id"], token["counted"]) for token in row["next_tokens"]]
+    ranked = sorted(((count, token) for token, count in expected.items() if token >= 0), key=lambda pair: -pair[0])
+    assert home["order"] == 2
+    assert {count for _, count in after} == {count for count, _ in ranked[:5]}
+    # Nothing but a collision moves these values, and the first is far above any.
+    assert row["next_tokens"][0]["value"] == pytest.approx(after[0][1], rel=0.2)
+    assert "its n-grams were followed by" in engram(*owned, "--counts", counts).out
+    assert "a value here counts any of" in engram(*owned).out
+    # Rows without values name nothing, and what was counted is lost in them.
+    for of_row in view["rows"]:
+        (part,) = of_row["parts"]
+        with (Path("table") / part["file"]).open("r+b") as file:
+            file.seek(part["offset"])
+            file.write(bytes(part["n_bytes"]))
+    (blank,) = records(engram(*asked, "--json"))
+    assert {token["estimate"] for token in blank["next_tokens"][0]["tokens"] if token["token_id"] is not None} == {0}
+    assert "lost" in engram(*asked).out
+    alone = engram(*asked[:-2])
+    assert "the rows name no next token" in alone.out
+    assert "rows say" not in alone.out
+
+
+def test_a_text_too_short_for_an_order_is_called_so(engram: Engram, tiny_table: Path, counts: Path) -> None:
+    asked = ("inspect", "ngram", tiny_table, " the", "--counts", counts)
+    for view in records(engram(*asked, "--json")):
+        assert view["n_before_text"] == view["order"] - len([t for t in view["tokens"] if t["token_id"] is not None])
+        assert (view["occurrences"], view["keys_hex"]) == (
+            None, {layer: f"{int(key):016x}" for layer, key in view["keys"].items()}
+        )  # fmt: skip
+    human = engram(*asked).out
+    for least in (2, 3, 4):
+        assert f"it begins before the text; give {least} tokens or more" in human
+    every = engram("inspect", "ngram", tiny_table, " the cat sat", "--counts", counts).out
+    assert "position 0" not in every
+    assert "n-grams of earlier positions that begin before the text" in every
 
 
 def test_values_near_the_end_of_float32_have_a_length(engram: Engram, tiny_table: Path) -> None:

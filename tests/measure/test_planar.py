@@ -113,7 +113,11 @@ def test_ngrams_of_a_checkpoint_lie_in_two_places(planar: Made, v4_vocab_file: P
             assert [part["part"] for part in row["parts"]] == ["weights", "scales"]
             assert record == table.fetch_rows(row["layer_id"], [row["row"]]).tobytes()
     shown = CliRunner().invoke(app, arguments)
-    assert sum(".safetensors" in line for line in shown.stdout.splitlines()) == 2 * len(rows)
+    files = [
+        {part["file"] for row in json.loads(line)["rows"] for part in row["parts"]} for line in ran.stdout.splitlines()
+    ]
+    assert shown.stdout.count(".safetensors") == sum(map(len, files))
+    assert all(f" {part['offset']:,} " in shown.stdout for row in rows for part in row["parts"])
 
 
 def test_text_is_looked_up_in_a_checkpoint(

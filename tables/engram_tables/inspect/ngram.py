@@ -95,6 +95,8 @@ class NgramView:
     ----------
     text
         In which it was asked for.
+    n_before_text
+        Tokens that it needs before the text's first: 0 for one that lies in its text. Others are never counted.
     tokens
         Oldest first.
     keys
@@ -108,6 +110,7 @@ class NgramView:
     text: str
     position: int
     order: int
+    n_before_text: int
     tokens: tuple[TokenView, ...]
     keys: dict[int, int]
     occurrences: int | None
@@ -122,6 +125,8 @@ class NgramsReport:
 
     Attributes
     ----------
+    texts
+        The tokens of each text, as it spells them.
     n_rows_read, bytes_read
         Records that were read, each once, and their bytes.
     n_ngrams_searched, counts_bytes
@@ -129,6 +134,7 @@ class NgramsReport:
     """
 
     ngrams: tuple[NgramView, ...]
+    texts: dict[str, tuple[str, ...]]
     n_rows_read: int
     bytes_read: int
     n_ngrams_searched: int
@@ -226,6 +232,7 @@ def inspect_texts(
             _view(table, ngram, fetch, values, sharing, following, hot)
             for ngram, fetch in zip(found, fetches, strict=True)
         ),
+        texts={text: tuple(map(vocabulary.text, vocabulary.encode(text))) for text in texts},
         n_rows_read=values.n_rows,
         bytes_read=values.n_rows * table.row_bytes,
         n_ngrams_searched=0 if search is None else search.n_ngrams,
@@ -257,8 +264,8 @@ class _Ngram(NamedTuple):
     ----------
     ids
         Canonical ids as they are counted, oldest first: those of the text, whatever the hash sees in their place.
-    is_whole
-        Whether it begins within the text.
+    n_before_text
+        Tokens that it needs before the text's first.
     keys, raw_keys
         By layer id: as integers, and (1,) of the spec's `key_dtype`.
     rows
@@ -270,7 +277,7 @@ class _Ngram(NamedTuple):
     order: int
     tokens: tuple[TokenView, ...]
     ids: tuple[int, ...]
-    is_whole: bool
+    n_before_text: int
     keys: dict[int, int]
     raw_keys: dict[int, npt.NDArray[np.generic]]
     rows: dict[int, list[int]]
@@ -316,7 +323,7 @@ def _ngram(
             for place, canonical_id in places
         ),
         ids=tuple(int(canonical_ids[place]) if place >= 0 else canonical_id for place, canonical_id in places),
-        is_whole=places[0][0] >= 0,
+        n_before_text=max(0, -places[0][0]),
         keys=dict(zip(spec.layer_ids, exact_keys(keys), strict=True)),
         raw_keys={layer_id: keys[at : at + 1] for at, layer_id in enumerate(spec.layer_ids)},
         rows={layer_id: addresses.rows[position, at, columns].tolist() for at, layer_id in enumerate(spec.layer_ids)},
@@ -380,13 +387,13 @@ class _Sharing:
         self._occurrences: dict[tuple[int, ...], int] = {}
         if counts is not None:
             for order in {ngram.order for ngram in ngrams} & set(counts.orders):
-                whole = sorted({ngram.ids for ngram in ngrams if ngram.order == order and ngram.is_whole})
+                whole = sorted({ngram.ids for ngram in ngrams if ngram.order == order and not ngram.n_before_text})
                 found = counts.lookup(np.array(whole, np.uint32).reshape(-1, order))
                 self._occurrences.update(zip(whole, found.tolist(), strict=True))
 
     def occurrences(self, ngram: _Ngram) -> int | None:
         """How often the corpus holds an n-gram."""
-        return self._occurrences.get(ngram.ids) if ngram.is_whole else None
+        return None if ngram.n_before_text else self._occurrences.get(ngram.ids)
 
     def of(self, ngram: _Ngram, row: Row) -> tuple[int | None, float | None, int | None, tuple[Sharer, ...]]:
         """Lookups of the row, the n-gram's own share of them, n-grams of another key, and the first of these."""
@@ -438,12 +445,14 @@ def _view(
                 )
             )
     said = [
-        following.of(layer_id, ngram.order, ngram.ids, values.of(layer_id, of)) for layer_id, of in ngram.rows.items()
+        following.of(layer_id, ngram.order, None if ngram.n_before_text else ngram.ids, values.of(layer_id, of))
+        for layer_id, of in ngram.rows.items()
     ]
     return NgramView(
         text=ngram.text,
         position=ngram.position,
         order=ngram.order,
+        n_before_text=ngram.n_before_text,
         tokens=ngram.tokens,
         keys=ngram.keys,
         occurrences=sharing.occurrences(ngram),

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from engram_tables.errors import InvalidInput
 from engram_tables.inspect.counted_keys import check_ids
 from engram_tables.inspect.membership import BundleIndex, HotView, hot_rows_of
+from engram_tables.inspect.next_tokens import RowToken, next_token_reader_of, tokens_of_row, tokens_per_value
 from engram_tables.inspect.owners import Owned, Owner, Row, RowHead, find_owners, heads_of_row, spell
 from engram_tables.inspect.record_values import scales_of
 from engram_tables.inspect.row_places import PartView, ReadCost, cost_of, is_here, part_views, stretches_of
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from engram_tables.corpus.counts.counts_store import Counts
     from engram_tables.fetch.table import Table
     from engram_tables.fetch.tiers.hot_list import HotList
+    from engram_tables.storage.next_token.reading import NextTokenReader
 
 N_VALUES = 8
 
@@ -92,6 +94,10 @@ class RowReport:
         Times that the corpus looks it up, and n-grams that do; None without counts.
     owners
         The most frequent of them.
+    tokens_per_value
+        Of a next-token table: tokens that each value counts, on average, so that one row alone names none of them.
+    next_tokens
+        Of a next-token table whose followers were counted: the likeliest tokens after the owners that are named.
     hot
         Its place in the hot list; None where it is not in it or no list was given.
     """
@@ -105,6 +111,8 @@ class RowReport:
     n_lookups: int | None
     n_owners: int | None
     owners: tuple[OwnerView, ...]
+    tokens_per_value: float | None
+    next_tokens: tuple[RowToken, ...]
     hot: HotView | None
 
 
@@ -178,25 +186,30 @@ def inspect_rows(
         check_ids(table.spec, counts)
         search = find_owners(table.spec, counts, set(wanted), progress=progress)
     bundles = BundleIndex(table)
+    reader = next_token_reader_of(table)
     reports, bytes_read = [], 0
     for row in wanted:
+        heads = tuple(heads_of_row(table.spec, row))
         # Before the row is read: afterwards its pages are in memory.
         stretches = stretches_of(table.stored, layer_id, row.row)
         cost = cost_of(stretches) if stretches else None
-        values = _values(table, row)
-        bytes_read += 0 if values is None else table.row_bytes
+        record = _record(table, row)
+        values = None if record is None else table.decode(record)[0]
+        bytes_read += 0 if record is None else table.row_bytes
         owned = None if search is None else search.rows[row]
         reports.append(
             RowReport(
                 layer_id=layer_id,
                 row=row.row,
-                heads=tuple(heads_of_row(table.spec, row)),
+                heads=heads,
                 parts=part_views(table.stored, layer_id, row.row),
                 cost=cost,
-                values=values,
+                values=None if record is None or values is None else _values(table, record, values),
                 n_lookups=None if owned is None else owned.n_lookups,
                 n_owners=None if owned is None else len(owned.owners),
                 owners=() if owned is None else _owner_views(table, row, owned, bundles, vocabulary, n_owners),
+                tokens_per_value=tokens_per_value(reader, heads[0].order) if reader and len(heads) == 1 else None,
+                next_tokens=_next_tokens(reader, counts, vocabulary, row, heads, values, owned, n_owners),
                 hot=None if hot is None else hot.find(layer_id, row.row),
             )
         )
@@ -218,15 +231,37 @@ def _checked(table: Table, layer_id: int, row: int) -> Row:
     return Row(layer_id, row)
 
 
-def _values(table: Table, row: Row) -> ValuesView | None:
-    codec = table.stored.codec
-    if not is_here(table.stored, *row) or not codec.can_decode:
+def _record(table: Table, row: Row) -> npt.NDArray[np.uint8] | None:
+    """uint8 (1, row_bytes); None where the row is not here or nothing decodes it."""
+    if not is_here(table.stored, *row) or not table.stored.codec.can_decode:
         return None
-    record = table.fetch_rows(row.layer_id, np.array([row.row], np.int64))
-    values = table.decode(record)[0]
+    return table.fetch_rows(row.layer_id, np.array([row.row], np.int64))
+
+
+def _next_tokens(
+    reader: NextTokenReader | None,
+    counts: Counts | None,
+    vocabulary: Vocabulary | None,
+    row: Row,
+    heads: Sequence[RowHead],
+    values: npt.NDArray[np.float32] | None,
+    owned: Owned | None,
+    n_owners: int,
+) -> tuple[RowToken, ...]:
+    if reader is None or counts is None or not counts.next or vocabulary is None or values is None:
+        return ()
+    if owned is None or len(heads) != 1:
+        return ()
+    return tokens_of_row(
+        reader, counts, vocabulary, layer_id=row.layer_id, order=heads[0].order, head=heads[0].head, values=values,
+        ngrams=[owner.ids for owner in owned.owners[:n_owners]],
+    )  # fmt: skip
+
+
+def _values(table: Table, record: npt.NDArray[np.uint8], values: npt.NDArray[np.float32]) -> ValuesView:
     with np.errstate(invalid="ignore"):
         norm, largest = float(np.linalg.norm(values.astype(np.float64))), float(np.abs(values).max())
-    scales = scales_of(codec, record)
+    scales = scales_of(table.stored.codec, record)
     return ValuesView(
         width=len(values),
         norm=norm,
