@@ -29,11 +29,11 @@ step build-table --spec "$out/spec.json" --vocab "$out/v4.vocab.parquet" --init 
     --layout page -o "$out/table" --force
 step verify "$out/table"
 step inspect ngram "$out/table" 'import numpy as' --counts "$out/counts" --last --orders 3
-step spec make --vocab "$out/v4.vocab.parquet" --orders 2,3,4 --heads 8 --rows-per-head 150000 --layers 1 \
+step spec make --vocab "$out/v4.vocab.parquet" --orders 2,3 --heads 8 --rows-per-head 300000 --layers 1 \
     --row-width 64 --name knowing -o "$out/knowing.json" --force
 step build-table --spec "$out/knowing.json" --vocab "$out/v4.vocab.parquet" --from-counts "$out/counts" \
     --init next-token --codec fp8-e4m3-e8m0 -o "$out/knowing" --force
-step inspect ngram "$out/knowing" 'from __future__ import' --counts "$out/counts" --last --orders 4
+step inspect ngram "$out/knowing" 'from __future__ import' --counts "$out/counts" --last --orders 3
 step evaluate "$out/knowing" "$sources/email" --glob '*.py' --counts "$out/counts" --sample 2000
 step bench-offload "$out/table" --corpus "$sources" --glob '*.py' --exclude '*-packages' --tokens 1,512 \
     --seconds 0.2 --record "$out/bench.json" --force

@@ -72,8 +72,9 @@ def show_each(report: NgramsReport, *, has_hot_list: bool) -> None:
     views = [view for view in report.ngrams if not view.n_before_text or view.position == len(tokens) - 1]
     show_wrapped(f"{unbroken(text)}: {plural(len(tokens), 'token')}", indent=2)
     seen = {(token.token_id, token.canonical_id): token for view in views for token in view.tokens}
+    indent = max(len(_named_token(token)) for token in seen.values()) + 4
     for token in seen.values():
-        _show_token(token)
+        _show_token(token, indent)
     n_left_out = len(report.ngrams) - len(views)
     if n_left_out:
         show_wrapped(f"not shown: {plural(n_left_out, 'n-gram')} of earlier positions that begin before the text "
@@ -94,15 +95,20 @@ def show_each(report: NgramsReport, *, has_hot_list: bool) -> None:
     )
 
 
-def _show_token(token: TokenView) -> None:
+def _named_token(token: TokenView) -> str:
+    return _FILL if token.token_id is None else repr(token.text)
+
+
+def _show_token(token: TokenView, indent: int) -> None:
+    head = f"  {_named_token(token)}"
     if token.token_id is None:
-        show_wrapped(f"canonical {token.canonical_id} {_LEGEND[_FILL]}", head=f"  {_FILL}  ", indent=_INDENT)
+        show_wrapped(f"canonical {token.canonical_id} {_LEGEND[_FILL]}", head=head, indent=indent)
         return
     others = ", ".join(map(unbroken, token.folds_with))
     more = token.n_folded - 1 - len(token.folds_with)
     folds = f"; also {others}{f' and {more} more' if more > 0 else ''}" if others else ""
     text = f"token {token.token_id}, canonical {token.canonical_id} {unbroken(token.form)}{folds}"
-    show_wrapped(text, head=f"  {token.text!r}  ", indent=_INDENT)
+    show_wrapped(text, head=head, indent=indent)
 
 
 def _show_ngram(view: NgramView, *, n_tokens: int, has_hot_list: bool) -> None:
