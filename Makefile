@@ -44,7 +44,7 @@ test: setup
 	wait $$types && exit $$tests
 
 test-all: test
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n auto --dist worksteal -m slow
 
 docs: setup
 	$(BIN)/python docs/generate_cli.py
