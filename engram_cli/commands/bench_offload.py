@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -13,6 +11,7 @@ import typer
 from engram_cli import console
 from engram_cli.commands.bench_offload_view import show_bench, show_overlap
 from engram_cli.options import Exclude, Force, Glob, JsonFlag, Threads, VocabFile
+from engram_cli.outputs import hand_out, refuse_outputs
 
 if TYPE_CHECKING:
     from engram_tables.fetch.tiers.budget import MemoryTier
@@ -191,8 +190,6 @@ def bench_offload(
       engram bench-offload my-table --trace trace --to gpu
       engram bench-offload --overlap --model engram-paper-4b --from dram
     """
-    from engram_tables.files import new_file, refuse_existing
-
     text = _Text(corpus or [], trace, vocab, glob, exclude or [])
     if table is None and not overlap:
         raise typer.BadParameter("give TABLE, or --overlap, which can generate its rows")
@@ -207,16 +204,7 @@ def bench_offload(
         raise typer.BadParameter("--model goes only with --overlap, whose load the model is")
     if bundles is not None and no_bundles:
         raise typer.BadParameter("give --bundles or --no-bundles, not both")
-    if plot is not None:
-        from engram_tables.measure.offload.plot import check_plot
-
-        check_plot(plot, force=force)
-        if record_file is not None and record_file.resolve() == plot.resolve():
-            raise typer.BadParameter(f"--record and --plot name one file, {plot}; give each its own")
-    if record_file is not None:
-        refuse_existing(record_file, force=force)
-    for output in filter(None, (record_file, plot)):
-        _check_writable(output)
+    refuse_outputs({"--record": record_file, "--plot": plot}, force=force)
     if overlap:
         record = _overlap(table, text, source=source, to=to, engine=engine, model=model, threads=threads)
     else:
@@ -228,38 +216,13 @@ def bench_offload(
             bundles=False if no_bundles else bundles,
         )  # fmt: skip
         record = _bench(str(table), text, plan)
-    # What was measured is shown before it is written: a disk that is full takes none of it away.
-    if as_json:
-        console.emit(record)
-    elif overlap:
-        show_overlap(record)
-    else:
-        show_bench(record)
-    if record_file is not None:
-        try:
-            with new_file(record_file, force=force) as file:
-                file.write(json.dumps(record, indent=1, allow_nan=False).encode() + b"\n")
-        except OSError as error:
-            error.add_note(f"while writing the record {record_file}")
-            raise
-        console.say(f"wrote {record_file}")
+    hand_out(record, show_overlap if overlap else show_bench, as_json=as_json, record_file=record_file, force=force)
     if plot is not None:
         from engram_tables.measure.offload.plot import write_plot
 
         write_plot(plot, record, force=force)
         console.say(f"wrote {plot}")
     _fail_on_mismatch(record)
-
-
-def _check_writable(path: Path) -> None:
-    """`InvalidInput` where no file can be made beside `path`, before minutes of measuring are spent."""
-    from engram_tables.errors import InvalidInput
-
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise InvalidInput(
-            f"{path}: found the directory {path.parent} closed to writing, expected to make a file there; name another "
-            "place, or change its permissions"
-        )
 
 
 def _refuse_with_overlap(**given: Any) -> None:

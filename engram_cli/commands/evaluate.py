@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +18,7 @@ from engram_cli.options import (
     Threads,
     VocabFile,
 )
+from engram_cli.outputs import hand_out, refuse_outputs
 from engram_tables.errors import InvalidInput, SpecMismatch
 from engram_tables.units import parse_bytes
 
@@ -90,6 +90,7 @@ def evaluate(
       engram evaluate table src --glob '*.py' --counts counts --sample 100000 --record code.json
       engram evaluate table held-out --counts counts --heads 1,2,3,4,5,6,7,8 --plot heads.svg
     """
+    from engram_cli.commands.evaluate_view import show_evaluation, warn_of_evaluation
     from engram_tables.corpus.counts.counts_store import open_counts
     from engram_tables.corpus.tokens.tokenize_corpus import tokens_of
     from engram_tables.fetch.table import ENGINE_NAMES, open_table
@@ -103,7 +104,7 @@ def evaluate(
         head_counts=tuple(_number("--heads", word) for word in heads.split(",")), layer_id=layer, engine=engine,
         memory_bytes=parse_bytes(memory), threads=threads,
     )  # fmt: skip
-    _check_outputs({"--record": record_file, "--plot": plot}, force=force)
+    refuse_outputs({"--record": record_file, "--plot": plot}, force=force)
     options = reading.options()
     with ExitStack() as opened:
         judged = opened.enter_context(open_table(table))
@@ -118,7 +119,13 @@ def evaluate(
             )
         )  # fmt: skip
         record = evaluate_table(judged, tokens, vocabulary, paths=text, plan=plan, counts=peer, stage=console.progress)
-    _hand_out(record, as_json=as_json, record_file=record_file, plot=plot, force=force)
+    warn_of_evaluation(record)
+    hand_out(record, show_evaluation, as_json=as_json, record_file=record_file, force=force)
+    if plot is not None:
+        from engram_tables.measure.evaluate.plot import write_plot
+
+        write_plot(plot, record, force=force)
+        console.say(f"wrote {plot}")
 
 
 def _vocabulary_of(table: Table, path: Path | None) -> Vocabulary:
@@ -143,38 +150,3 @@ def _number(option: str, word: str) -> int:
     if not re.fullmatch(r"\s*[0-9]{1,15}\s*", word):
         raise InvalidInput(f"{option}: found {word[:40]!r}, expected a whole number; write for instance 10000")
     return int(word)
-
-
-def _check_outputs(outputs: dict[str, Path | None], *, force: bool) -> None:
-    """Refuse what could not be written, before anything is read."""
-    from engram_tables.files import refuse_existing
-    from engram_tables.measure.evaluate.plot import check_plot
-
-    named = {option: path for option, path in outputs.items() if path is not None}
-    if len({path.resolve() for path in named.values()}) < len(named):
-        raise InvalidInput(f"{', '.join(named)}: found one file for two of them, expected one each; name another")
-    for option, path in named.items():
-        if option == "--plot":
-            check_plot(path, force=force)
-        else:
-            refuse_existing(path, force=force)
-
-
-def _hand_out(
-    record: dict[str, Any], *, as_json: bool, record_file: Path | None, plot: Path | None, force: bool
-) -> None:
-    from engram_cli.commands.evaluate_view import show_evaluation, warn_of_evaluation
-    from engram_tables.files import new_file
-
-    if record_file is not None:
-        with new_file(record_file, force=force) as file:
-            file.write(json.dumps(record, indent=1, allow_nan=False).encode() + b"\n")
-    if plot is not None:
-        from engram_tables.measure.evaluate.plot import write_plot
-
-        write_plot(plot, record, force=force)
-    warn_of_evaluation(record)
-    if as_json:
-        console.emit(record)
-    else:
-        show_evaluation(record)

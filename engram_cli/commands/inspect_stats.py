@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from engram_cli.console import check_found, emit, progress, say, show, show_table, show_wrapped
+from engram_cli.console import check_found, progress, say, show, show_table, show_wrapped
 from engram_cli.inspected import counts_if, percent, show_legend
 from engram_cli.options import Force, JsonFlag, Threads
+from engram_cli.outputs import hand_out, refuse_outputs
 
 if TYPE_CHECKING:
     from engram_tables.fetch.table import Table
@@ -94,14 +94,12 @@ def inspect_stats(
       engram inspect stats my-table --json | jq '.findings[] | {check, where}'
     """
     from engram_tables import open_table
-    from engram_tables.files import new_file, refuse_existing
     from engram_tables.inspect.stats import DEFAULT_SAMPLE, table_stats
     from engram_tables.inspect.stats_record import stats_record
 
     if sample is not None and all_rows:
         raise typer.BadParameter("give --sample or --all, not both")
-    if record_file is not None:
-        refuse_existing(record_file, force=force)
+    refuse_outputs({"--record": record_file}, force=force)
     n_sampled = None if all_rows else sample or DEFAULT_SAMPLE
     with (
         open_table(table, bundles=False) as opened,
@@ -119,13 +117,7 @@ def inspect_stats(
             stage=progress,
         )
     record = stats_record(report)
-    if record_file is not None:
-        with new_file(record_file, force=force) as file:
-            file.write((json_module.dumps(record, indent=1, allow_nan=False) + "\n").encode())
-    if json:
-        emit(record)
-    else:
-        _show(record)
+    hand_out(record, _show, as_json=json, record_file=record_file, force=force)
     named = [finding["check"] for finding in record["findings"] if strict or finding["severity"] == "fault"]
     if named:
         check_found(f"{table}: found {', '.join(dict.fromkeys(named))}; what each means stands with the findings")

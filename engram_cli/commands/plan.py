@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +10,7 @@ import typer
 from engram_cli import console
 from engram_cli.commands.plan_view import show_allocation, show_plan
 from engram_cli.options import Eos, Force, JsonFlag, LayerIds, ModelPath, Preset, SpecFile, VocabFile
+from engram_cli.outputs import hand_out, refuse_outputs
 from engram_cli.spec_source import table_sizes
 
 if TYPE_CHECKING:
@@ -151,14 +151,12 @@ def plan(
     """
     if context.invoked_subcommand is not None:
         return
-    from engram_tables.files import refuse_existing
     from engram_tables.measure.planning.load import make_load
     from engram_tables.measure.planning.placements import Placement, Setting
     from engram_tables.measure.planning.plan import make_plan
     from engram_tables.units import parse_bytes
 
-    if record_file is not None:
-        refuse_existing(record_file, force=force)
+    refuse_outputs({"--record": record_file}, force=force)
     chosen = [_choice("--placement", word, Placement) for word in placement or []] or list(Placement)
     to_gpu = _choice_of("--to", to, ("host", "gpu")) == "gpu"
     table = table_sizes(
@@ -185,7 +183,7 @@ def plan(
         to_gpu=to_gpu,
     )  # fmt: skip
     record = {**make_plan(setting, load, placements=chosen), "probe": probed}
-    _tell(record, record_file, force=force, as_json=as_json, show=show_plan)
+    hand_out(record, show_plan, as_json=as_json, record_file=record_file, force=force)
 
 
 def allocate(
@@ -231,13 +229,11 @@ def allocate(
       engram plan allocate --parameters 18.5e9 --orders 2,3 --heads 8 --row-width 80 --codec bf16
       engram plan allocate --rows-per-head 16000000 --orders 2,3,4 --row-width 256 --codec fp8-e4m3-e8m0
     """
-    from engram_tables.files import refuse_existing
     from engram_tables.measure.planning.allocate import CODECS, RULE_SHARES, Budget, TableShape
     from engram_tables.measure.planning.allocate import allocate as allocated
     from engram_tables.units import parse_integers
 
-    if record_file is not None:
-        refuse_existing(record_file, force=force)
+    refuse_outputs({"--record": record_file}, force=force)
     if rows_per_head is not None and (parameters is not None or total is not None):
         raise typer.BadParameter("--rows-per-head: found a budget too, expected one of them; leave one out")
     if rows_per_head is None and parameters is None and (total is None or active is None):
@@ -253,19 +249,7 @@ def allocate(
         codecs=codec or CODECS,
         rows_per_head=rows_per_head,
     )
-    _tell(record, record_file, force=force, as_json=as_json, show=show_allocation)
-
-
-def _tell(record: dict[str, Any], file: Path | None, *, force: bool, as_json: bool, show: Any) -> None:
-    if file is not None:
-        from engram_tables.files import new_file
-
-        with new_file(file, force=force) as opened:
-            opened.write(json.dumps(record, indent=1, allow_nan=False).encode() + b"\n")
-    if as_json:
-        console.emit(record)
-    else:
-        show(record)
+    hand_out(record, show_allocation, as_json=as_json, record_file=record_file, force=force)
 
 
 def _curve(

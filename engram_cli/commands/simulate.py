@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,6 +21,7 @@ from engram_cli.options import (
     Threads,
     VocabFile,
 )
+from engram_cli.outputs import hand_out, refuse_outputs
 from engram_cli.spec_source import resolve_with_vocabulary
 from engram_tables.errors import InvalidInput
 from engram_tables.units import parse_bytes
@@ -155,6 +155,7 @@ def simulate(
       engram simulate trace --chunk 512,4096 --hot-list hot.parquet --hot-bytes 4GiB
       engram simulate unseen --bundles counts --bundle-budgets 1GiB,8GiB --policy lru
     """
+    from engram_cli.commands.simulate_view import show_simulation
     from engram_tables.address.vocabulary import load_vocabulary
     from engram_tables.fetch.tiers.hot_list import read_hot_list, write_hot_list
     from engram_tables.measure.simulate.bundle_sweep import sweep_bundles
@@ -171,7 +172,7 @@ def simulate(
     )  # fmt: skip
     budget_bytes = parse_bytes(hot_bytes)
     budgets = tuple(sorted({parse_bytes(word) for word in bundle_budgets.split(",")}))
-    _check_outputs({"--record": record_file, "--plot": plot, "--hot-list": hot_list}, force=force)
+    refuse_outputs({"--record": record_file, "--plot": plot, "--hot-list": hot_list}, force=force)
     begin_with = None if preload is None else read_hot_list(preload)
     vocabulary = None if vocab is None else load_vocabulary(vocab)
     resolved = _resolve(preset, spec, model, eos, layers, vocabulary)
@@ -197,7 +198,12 @@ def simulate(
                 )  # fmt: skip
             write_hot_list(hot_list, found, force=force)
             record["hot_list"] = {"path": str(hot_list), "n_rows": len(found), "row_bytes": rows.n_bytes * len(found)}
-    _hand_out(record, as_json=as_json, record_file=record_file, plot=plot, force=force)
+    hand_out(record, show_simulation, as_json=as_json, record_file=record_file, force=force)
+    if plot is not None:
+        from engram_tables.measure.simulate.plot import write_plot
+
+        write_plot(plot, record, force=force)
+        console.say(f"wrote {plot}")
 
 
 def _plan(
@@ -241,41 +247,6 @@ def _resolve(
             raise typer.BadParameter("--eos and --layers go only with --model and --preset")
         return None
     return resolve_with_vocabulary(preset=preset, spec=spec, model=model, eos=eos, layers=layers, vocabulary=vocabulary)
-
-
-def _check_outputs(outputs: dict[str, Path | None], *, force: bool) -> None:
-    """Refuse what could not be written, before anything is simulated."""
-    from engram_tables.files import refuse_existing
-    from engram_tables.measure.simulate.plot import check_plot
-
-    named = {option: path for option, path in outputs.items() if path is not None}
-    places = [path.resolve() for path in named.values()]
-    if len(set(places)) < len(places):
-        raise typer.BadParameter(f"{', '.join(named)} name one file for two of them; give each its own")
-    for option, path in named.items():
-        if option == "--plot":
-            check_plot(path, force=force)
-        else:
-            refuse_existing(path, force=force)
-
-
-def _hand_out(
-    record: dict[str, Any], *, as_json: bool, record_file: Path | None, plot: Path | None, force: bool
-) -> None:
-    from engram_cli.commands.simulate_view import show_simulation
-    from engram_tables.files import new_file
-
-    if record_file is not None:
-        with new_file(record_file, force=force) as file:
-            file.write(json.dumps(record, indent=1, allow_nan=False).encode() + b"\n")
-    if plot is not None:
-        from engram_tables.measure.simulate.plot import write_plot
-
-        write_plot(plot, record, force=force)
-    if as_json:
-        console.emit(record)
-    else:
-        show_simulation(record)
 
 
 def _choice(option: str, word: str, choices: tuple[str, ...]) -> str:

@@ -17,7 +17,6 @@ from engram_tables.measure.offload.plot import check_plot
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["check_plot", "write_plot"]
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 _COLOURS = {"top_1": "#0072b2", "top_5": "#d55e00"}

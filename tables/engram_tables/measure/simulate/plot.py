@@ -16,7 +16,6 @@ from engram_tables.measure.offload.plot import check_plot
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["check_plot", "write_plot"]
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b08900", "#1a1d21")
