@@ -37,6 +37,9 @@ in [records.md](records.md).
 
 `--quiet`, `--verbose` and `--version` stand before the command: `engram -q count …`. Results go to stdout, narration,
 progress and errors to stderr. `NO_COLOR` is honoured; nothing asks a question.
+
+The first line of `--version` is `engram X.Y.Z`; Python, packages, extras and file formats follow. A report of a fault
+needs all of it.
 """
 
 

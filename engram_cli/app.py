@@ -31,6 +31,7 @@ from engram_cli.commands import (
     tokenize,
     trace,
     verify,
+    version,
 )
 from engram_cli.console import guarded, set_verbosity
 
@@ -85,21 +86,22 @@ app.add_typer(inspect_app)
 app.add_typer(plan_app)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        from engram_tables import __version__
-
-        typer.echo(f"engram {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
+@app.callback(invoke_without_command=True)
 def configure(
+    context: typer.Context,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No narration and no progress on stderr.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="More narration, and tracebacks of errors.")] = False,
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    wants_version: Annotated[
+        bool, typer.Option("--version", help="Print the version, and those of packages and file formats.")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --version: as one JSON record.")] = False,
 ) -> None:
     """Set what holds for every command."""
     set_verbosity(quiet=quiet, verbose=verbose)
+    if wants_version:
+        version.show_versions(as_json=as_json)
+        raise typer.Exit
+    if as_json:
+        raise typer.BadParameter("stands behind the command, or beside --version", param_hint="--json")
+    if context.invoked_subcommand is None:
+        context.fail("Missing command.")

@@ -129,6 +129,7 @@ def test_every_key_that_is_printed_is_documented(page: str, made: Path, tiny_voc
     source = ("--from", made / "checkpoint", "--spec", spec)
     counts, recoded = made / "counts", made / "recoded"
     records = [
+        *_run("--version", "--json"),
         *_run("build-vocab", "--json", _tokenizer(made, tiny_vocab_file)),
         *_run("spec", "list", "--json"),
         *_run("spec", "show", "--spec", spec, "--json"),
