@@ -7,6 +7,14 @@ from typing import Annotated
 
 import typer
 
+
+def _preset_names() -> list[str]:
+    """For shells that complete the name."""
+    from engram_tables.address.presets import PRESETS
+
+    return list(PRESETS)
+
+
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line, instead of tables.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output, in one step.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan with exact sizes and write nothing.")]
@@ -16,7 +24,12 @@ Threads = Annotated[
 ]
 Preset = Annotated[
     str | None,
-    typer.Option("--preset", metavar="NAME", help="A published model's addressing; `engram spec list` has the names."),
+    typer.Option(
+        "--preset",
+        metavar="NAME",
+        help="A published model's addressing; `engram spec list` has the names.",
+        autocompletion=_preset_names,
+    ),
 ]
 SpecFile = Annotated[
     Path | None,

@@ -22,7 +22,6 @@ from engram_tables.storage.table import manifest
 from .conftest import Engram
 
 
-
 def test_the_first_line_is_the_version_and_others_follow(engram: Engram) -> None:
     ran = engram("--version")
     assert (ran.code, ran.err) == (0, "")
