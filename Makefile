@@ -48,6 +48,7 @@ test-all: test
 
 docs: setup
 	$(BIN)/python docs/generate_cli.py
+	$(BIN)/python docs/generate_man.py
 
 bench: setup
 	$(BIN)/python -m benchmarks
