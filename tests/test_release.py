@@ -83,5 +83,7 @@ def test_a_source_archive_can_be_tested(backend: Any, tmp_path: Path, monkeypatc
 
 def _files(folder: Path) -> list[Path]:
     return [
-        path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc" and ".egg-info" not in str(path)
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and ".egg-info" not in str(path)
     ]
