@@ -26,6 +26,7 @@ from engram_cli.commands import (
     inspect_stats,
     inspect_vocab,
     plan,
+    report,
     simulate,
     spec,
     tokenize,
@@ -60,6 +61,7 @@ app.command("simulate")(guarded(simulate.simulate))
 app.command("evaluate")(guarded(evaluate.evaluate))
 app.command("doctor")(guarded(doctor.doctor))
 app.command("bench-offload")(guarded(bench_offload.bench_offload))
+app.command("report")(guarded(report.report))
 plan_app.command("allocate")(guarded(plan.allocate))
 spec_app.command("list")(guarded(spec.list_presets))
 spec_app.command("show")(guarded(spec.show_spec))
