@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 _FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--disable-extensions", "--hide-scrollbars",
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update", "--disable-extensions", "--hide-scrollbars",
     "--remote-debugging-pipe",
 )  # fmt: skip
 NAMES = ("chromium", "chromium-browser", "google-chrome")

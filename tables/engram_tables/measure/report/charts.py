@@ -19,11 +19,14 @@ from engram_tables.measure.report.scales import Scale, domain, spaced, ticks
 N_COLOURS = 8
 """Series with a colour of their own; further ones begin again, with other dashes."""
 
-_WIDTH, _HEIGHT = 440.0, 270.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 60.0, 14.0, 12.0, 46.0
-_ROW_UNITS = 36.0
+_WIDTH, _HEIGHT = 440.0, 290.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 60.0, 16.0, 28.0, 46.0
+_ROWS_TOP = 6.0
+_ROW_UNITS = 40.0
+_EDGE = 22.0
+"""Beside rows: half of the first and the last mark's words."""
 _MARK_UNITS = 4.0
-_LABEL_CHARACTERS = 58
+_LETTER_UNITS = 7.4
 _DASHES = ("", "7 3", "2 3", "9 3 2 3", "12 4", "4 2", "1 2", "6 2 2 2 2 2")
 
 Spell = Callable[[float], str]
@@ -157,7 +160,7 @@ class Charts:
         if not drawn:
             return None
         name = f"chart-{next(self._ids)}"
-        height = _TOP + len(drawn) * _ROW_UNITS + _BOTTOM
+        height = _ROWS_TOP + len(drawn) * _ROW_UNITS + _BOTTOM
         told = "; ".join(f"{row.name}: {axis.told(row.value)}" for row in drawn)
         marks = _draw_rows(drawn, axis, height, is_bar=is_bar, reference=reference)
         svg = _svg(name, title, f"{axis.label}. {told}", height, marks)
@@ -216,7 +219,7 @@ def _draw_lines(series: Sequence[Series], x: Axis, y: Axis) -> list[Element]:
 
 
 def _grid(across: Scale, up: Scale, x: Axis, y: Axis) -> list[Element]:
-    marks = []
+    marks = [tag("text", y.label, x=6, y=14, class_="label")]
     for value in y.marks(up):
         at = up.at(value)
         marks.append(tag("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=at, y2=at, class_="gridline"))
@@ -277,31 +280,33 @@ def _swatch(nth: int, is_bound: bool) -> Element:
 def _draw_rows(
     rows: Sequence[Row], axis: Axis, height: float, *, is_bar: bool, reference: float | None
 ) -> list[Element]:
-    left, right, floor = 10.0, _WIDTH - 16.0, height - _BOTTOM
+    left, right, floor = _EDGE, _WIDTH - _EDGE, height - _BOTTOM
     values = [value for row in rows for value in _values(row) if value > 0 or not axis.is_log]
     along = axis.scale([*values, *([] if reference is None else [reference])], left, right, from_zero=not axis.is_log)
     marks = []
     for value in spaced(axis.marks(along), along, axis.spell):
         at = along.at(value)
-        marks.append(tag("line", x1=at, x2=at, y1=_TOP, y2=floor + 4, class_="gridline"))
+        marks.append(tag("line", x1=at, x2=at, y1=_ROWS_TOP, y2=floor + 4, class_="gridline"))
         marks.append(tag("text", axis.spell(value), x=at, y=floor + 17, class_="middle"))
     if reference is not None:
         at = along.at(reference)
-        marks.append(tag("line", x1=at, x2=at, y1=_TOP, y2=floor, class_="reference"))
+        marks.append(tag("line", x1=at, x2=at, y1=_ROWS_TOP, y2=floor, class_="reference"))
     marks.append(tag("text", axis.label, x=_WIDTH / 2, y=height - 8, class_="middle label"))
     for nth, row in enumerate(rows):
-        marks.append(_row(row, axis, along, _TOP + nth * _ROW_UNITS, is_bar=is_bar))
+        marks.append(_row(row, axis, along, _ROWS_TOP + nth * _ROW_UNITS, is_bar=is_bar))
     return marks
 
 
 def _row(row: Row, axis: Axis, along: Scale, top: float, *, is_bar: bool) -> Element:
     assert row.value is not None
     middle, at = top + 24, along.at(row.value)
-    name = row.name if len(row.name) <= _LABEL_CHARACTERS else f"{row.name[: _LABEL_CHARACTERS - 1]}…"
     told = f"{axis.told(row.value)}{f' {row.note}' if row.note else ''}"
+    room = max(8, int((_WIDTH - 10) / _LETTER_UNITS) - len(told) - 1)
+    # The table below has the whole name.
+    name = row.name if len(row.name) <= room else f"{row.name[: room - 1]}…"
     parts = [
-        tag("text", name, x=along.start, y=top + 13, class_="halo"),
-        tag("text", told, x=along.stop, y=top + 13, class_="end halo strong"),
+        tag("text", name, x=4, y=top + 13, class_="halo"),
+        tag("text", told, x=_WIDTH - 4, y=top + 13, class_="end halo strong"),
     ]
     if is_bar:
         width = max(at - along.start, 1.0)
@@ -315,7 +320,9 @@ def _row(row: Row, axis: Axis, along: Scale, top: float, *, is_bar: bool) -> Ele
     if not is_bar:
         parts.append(tag("path", d=f"M{at:.1f} {middle - 7}v14", class_="stroke"))
     if row.dot is not None:
-        parts.append(_mark(0, along.at(row.dot), middle))
+        dot = _mark(0, along.at(row.dot), middle)
+        dot.set("class", "dot")
+        parts.append(dot)
     return tag("g", *parts, class_=f"series c{row.colour % N_COLOURS}")
 
 

@@ -6,9 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from xml.etree.ElementTree import Element
 
+import numpy as np
+
+from engram_tables.corpus.counts.counts_plot import binned_counts
+from engram_tables.corpus.counts.counts_stats import CountsOfCounts
 from engram_tables.measure.report.charts import Axis, Charts, Point, Series
 from engram_tables.measure.report.elements import Child, listed, side_by_side, table, tag
-from engram_tables.measure.report.figures import number, percent, scaled, short, whole, words
+from engram_tables.measure.report.figures import number, percent, scaled, short, tick_percent, whole, words
 from engram_tables.measure.report.reading import Entry
 
 _STATISTICS = "engram.counts-stats/1"
@@ -84,29 +88,31 @@ def _often(entries: Sequence[Entry], charts: Charts) -> Element | None:
         points = [Point(x=number(each["n_ngrams"]), y=number(each["percent"]) / 100) for each in held]
         series.append(Series(name=_of_order(entry), points=points))
     x = Axis(label="n-grams, the most frequent first", spell=scaled, exactly=whole, is_log=True)
-    y = Axis(label="share of all occurrences", spell=percent, within=(0.0, 1.0), values=(0, 0.25, 0.5, 0.75, 1))
+    y = Axis(
+        label="share of all occurrences",
+        spell=tick_percent,
+        exactly=percent,
+        within=(0.0, 1.0),
+        values=(0, 0.25, 0.5, 0.75, 1),
+    )
     return charts.lines("How many n-grams hold most occurrences", series, x=x, y=y)
 
 
 def _held(entries: Sequence[Entry], charts: Charts) -> Element | None:
-    """Counts of counts, at most a few points a decade."""
+    """Counts of counts, in bins where n-grams grow rare."""
     series = []
     for entry in entries:
-        points = [Point(x=number(count), y=number(n_ngrams)) for count, n_ngrams in entry.record["counts_of_counts"]]
-        series.append(Series(name=_of_order(entry), points=_thinned(points)))
-    x = Axis(label="occurrences", spell=scaled, exactly=whole, is_log=True)
-    y = Axis(label="n-grams that occur so often", spell=scaled, exactly=whole, is_log=True)
-    note = "Single counts out of all, about eight for each power of ten."
+        pairs = [(int(number(count)), int(number(n_ngrams))) for count, n_ngrams in entry.record["counts_of_counts"]]
+        points = []
+        if pairs:
+            counts, n_ngrams = np.array(sorted(pairs), dtype=np.int64).T
+            binned = binned_counts(CountsOfCounts(counts=counts, n_ngrams=n_ngrams))
+            points = [Point(x=float(at), y=float(mean)) for at, mean in zip(*binned, strict=True)]
+        series.append(Series(name=_of_order(entry), points=points))
+    x = Axis(label="occurrences", spell=scaled, exactly=short, is_log=True)
+    y = Axis(label="n-grams that occur so often", spell=scaled, exactly=short, is_log=True)
+    note = "From 10 occurrences on the mean over a bin of them."
     return charts.lines("Counts of counts", series, x=x, y=y, note=note)
-
-
-def _thinned(points: Sequence[Point]) -> list[Point]:
-    """The first point of each eighth of a power of ten."""
-    kept: list[Point] = []
-    for point in sorted(points, key=lambda point: point.x):
-        if not kept or point.x >= kept[-1].x * 10 ** (1 / 8):
-            kept.append(point)
-    return kept
 
 
 def _of_order(entry: Entry) -> str:

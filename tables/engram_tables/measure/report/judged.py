@@ -22,11 +22,11 @@ _VERDICTS = {
 def draw(entries: Sequence[Entry], charts: Charts) -> list[Child]:
     """The section's content."""
     compared = [_compared(entries, charts, top) for top in ("top_1", "top_5")] if len(entries) > 1 else []
-    own = [chart for entry in entries for chart in (_by_heads(entry, charts), _by_order(entry, charts))]
     return [
         listed(_headline(entry) for entry in entries),
         side_by_side(compared),
-        side_by_side(own),
+        side_by_side(_by_heads(entry, charts) for entry in entries),
+        side_by_side(_by_order(entry, charts) for entry in entries),
         _summary(entries),
     ]
 
@@ -63,6 +63,10 @@ def _point(x: float, interval: Mapping[str, Any]) -> list[Point]:
 def _named(top: str, how: str) -> str:
     of = "the token" if how == "raw" else "one that folds to the same"
     return f"{of} is the first" if top == "top_1" else f"{of} is among five"
+
+
+def _n_heads(of: Mapping[str, Any]) -> str:
+    return f"{whole(of['n_heads'])} head{'s' if of['n_heads'] != 1 else ''}"
 
 
 def _heads(entry: Entry) -> Axis:
@@ -111,7 +115,7 @@ def _by_order(entry: Entry, charts: Charts) -> Element | None:
     series.append(Series(name="n-grams that the rows know", points=known, is_bound=True))
     x = Axis(label="order (tokens of an n-gram)", spell=whole, values=sorted({p.x for s in series for p in s.points}))
     of_what = "n-grams that the rows know" if key == "of_known" else "n-grams that were counted"
-    title = f"{entry.name}: accuracy by order, {whole(most['n_heads'])} heads"
+    title = f"{entry.name}: accuracy by order, {_n_heads(most)}"
     return charts.lines(title, series, x=x, y=_share_axis(f"share of the {of_what}"))
 
 
@@ -133,7 +137,7 @@ def _summary(entries: Sequence[Entry]) -> Element:
         for of in entry.record["heads"]:
             ratio = of["ratio_to_exact"]
             rows.append(
-                [f"{entry.name}, {whole(of['n_heads'])} heads", _interval(of["known"]),
+                [f"{entry.name}, {_n_heads(of)}", _interval(of["known"]),
                  *(_interval(of[top][how]) for top, how in _RIGHTS),
                  MISSING if ratio is None else _interval(ratio["top_1"]["raw"])]
             )  # fmt: skip

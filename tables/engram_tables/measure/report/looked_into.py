@@ -8,7 +8,7 @@ from xml.etree.ElementTree import Element
 
 from engram_tables.measure.report.charts import Axis, Charts, Row
 from engram_tables.measure.report.elements import Child, listed, side_by_side, table, tag
-from engram_tables.measure.report.figures import MISSING, number, percent, scaled, short, whole, words
+from engram_tables.measure.report.figures import MISSING, number, percent, scaled, short, tick_percent, whole, words
 from engram_tables.measure.report.reading import Entry
 
 _STATS = "engram.inspect-stats/1"
@@ -54,12 +54,12 @@ def _norms(entry: Entry, charts: Charts) -> Element | None:
         if norms is not None:
             at = {key: number(value) for key, value in norms.items()}
             rows.append(
-                Row(name=_head(group), value=at["p50"], interval=(at["p1"], at["p99"]), box=(at["p25"], at["p75"]))
+                Row(name=_head(group), value=at["p50"], interval=(at["p5"], at["p95"]), box=(at["p25"], at["p75"]))
             )
     return charts.rows(
         f"{entry.name}: norms of rows", rows, axis=Axis(label="norm of a row", spell=short),
-        columns=("head", "median", "1 to 99 of 100", "middle half"),
-        note="Line: 1 to 99 of 100 rows. Box: the middle half. Upright mark: the median.",
+        columns=("head", "median", "5 to 95 of 100", "middle half"),
+        note="Line: 5 to 95 of 100 rows. Box: the middle half. Upright mark: the median.",
     )  # fmt: skip
 
 
@@ -71,7 +71,7 @@ def _touched(entry: Entry, charts: Charts) -> Element | None:
         )
         for of in entry.record["heads"]
     ]  # fmt: skip
-    axis = Axis(label="rows touched", spell=percent, within=(0.0, 1.0))
+    axis = Axis(label="rows touched", spell=tick_percent, exactly=percent, within=(0.0, 1.0))
     return charts.rows(
         f"{entry.name}: rows touched by the text", rows, axis=axis, is_bar=True,
         columns=("head", "touched", "under a uniform hash"), note="Dot: the mean under a uniform hash.",

@@ -19,6 +19,7 @@ from engram_tables.measure.report.figures import (
     scaled,
     short,
     size,
+    tick_percent,
     whole,
     words,
 )
@@ -143,18 +144,22 @@ def _shares(
     main = entry.record["traces"][0]["name"]
     rows = [
         Row(
-            name=f"{_named(point, main)}, {whole(point['rows_per_batch'])} rows",
+            name=f"{_named(point, main)}, {whole(point['rows_per_batch'])} rows{_ceiling(point)}",
             value=number_or_none(point["share_of_ceiling"]),
-            note="" if point["ceiling"] is None else f"of {words(point['ceiling']['name'])}",
         )
         for point in section["points"] if point["trace"] == main
     ]  # fmt: skip
     shares = [number_or_none(point["share_of_ceiling"]) or 0.0 for _, other in held for point in other["points"]]
-    axis = Axis(label="share of the ceiling", spell=percent, within=(0.0, max(1.0, *shares) * 1.05 if shares else 1.05))
+    most = max([1.0, *shares]) * 1.05
+    axis = Axis(label="share of the ceiling", spell=tick_percent, exactly=percent, within=(0.0, most))
     return charts.rows(
         f"{entry.name}: share of the ceiling", rows, axis=axis, is_bar=True, reference=1.0, columns=("engine", "share"),
         note="The dashed line: the ceiling, measured in the same run.",
     )  # fmt: skip
+
+
+def _ceiling(point: Mapping[str, Any]) -> str:
+    return "" if point["ceiling"] is None else f" (of {words(point['ceiling']['name'])})"
 
 
 def _depths(entries: Sequence[Entry], charts: Charts) -> Element | None:
@@ -210,7 +215,7 @@ def _tiers(entries: Sequence[Entry], charts: Charts) -> Element | None:
             faster = point["rows_per_s_over_alone"]
             note = "" if faster is None else f"({short(faster)} times the engine alone)"
             rows.append(Row(name=name, value=number_or_none(point["hit_ratio"]), note=note, colour=at))
-    axis = Axis(label="hit ratio", spell=percent, within=(0.0, 1.0))
+    axis = Axis(label="hit ratio", spell=tick_percent, exactly=percent, within=(0.0, 1.0))
     return charts.rows("Memory in front of an engine", rows, axis=axis, is_bar=True, columns=("memory", "hit ratio"))
 
 

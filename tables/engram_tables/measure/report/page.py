@@ -117,7 +117,7 @@ def draw_page(entries: Sequence[Entry], *, title: str) -> str:
     links = [(kind.anchor, kind.title) for kind, _ in held] + [("sources", "Where the records come from")]
     body = tag(
         "body", tag("a", "To the content", href="#content", class_="skip"),
-        tag("header", tag("h1", title), tag("p", _count(entries), class_="lead")),
+        tag("header", tag("h1", title), *_named(entries)),
         tag("nav", tag("ul", *(tag("li", tag("a", name, href=f"#{anchor}")) for anchor, name in links)),
             aria_label="Sections"),
         tag("main", *(_section(kind, own, charts) for kind, own in held), _sources(entries), id="content"),
@@ -156,10 +156,11 @@ def _head(title: str) -> Element:
     )  # fmt: skip
 
 
-def _count(entries: Sequence[Entry]) -> str:
-    if len(entries) == 1:
-        return f"One record: {entries[0].file}."
-    return f"{len(entries)} records, each named by its letter: {'; '.join(entry.name for entry in entries)}."
+def _named(entries: Sequence[Entry]) -> list[Element]:
+    """What each letter stands for."""
+    n_records = f"{len(entries)} records, named by their letters in every chart:" if len(entries) > 1 else "One record:"
+    files = tag("ul", *(tag("li", entry.name) for entry in entries), class_="files")
+    return [tag("p", n_records, class_="lead"), files]
 
 
 def _section(kind: Kind, entries: Sequence[Entry], charts: Charts) -> Element:
@@ -173,22 +174,27 @@ def _section(kind: Kind, entries: Sequence[Entry], charts: Charts) -> Element:
 
 def _sources(entries: Sequence[Entry]) -> Element:
     content: list[Child] = [tag("h2", "Where the records come from", id="sources-title"), _environments(entries)]
+    unnamed = [entry.name for entry in entries if not _command(entry)]
     for entry in entries:
-        content.append(tag("h3", f"{entry.name} ({entry.schema})"))
         command = _command(entry)
-        content.append(
-            tag("p", "The record names no command.", class_="note") if command is None else tag("pre", command)
-        )
+        if command:
+            content.append(tag("h3", f"{entry.name} ({entry.schema})"))
+            # A word stays whole where a line can hold it: what is copied is one command again.
+            spaced = [child for word in command for child in (tag("span", word, class_="word"), " ")]
+            content.append(tag("pre", *spaced[:-1]))
+    if unnamed:
+        content.append(tag("p", f"Without a command of their own: {'; '.join(unnamed)}.", class_="note"))
     return tag("section", *content, id="sources", aria_labelledby="sources-title")
 
 
-def _command(entry: Entry) -> str | None:
+def _command(entry: Entry) -> list[str]:
+    """Words as a shell takes them; none where a record names no command."""
     command = entry.record.get("command")
     if command is None:
-        return None
+        return []
     if not isinstance(command, list):
         raise TypeError("command is no list of words")
-    return shlex.join(words(word) for word in command)
+    return [shlex.quote(words(word)) for word in command]
 
 
 def _environments(entries: Sequence[Entry]) -> Element | None:
@@ -200,7 +206,7 @@ def _environments(entries: Sequence[Entry]) -> Element | None:
     rows: list[list[Child]] = []
     for key in dict.fromkeys(key for _, found in told for key in found):
         values = [found.get(key, MISSING) for _, found in told]
-        rows.append([f"{key} (differs)" if len(set(values)) > 1 else key, *values])
+        rows.append([f"{key} (differs)" if len({*values} - {MISSING}) > 1 else key, *values])
     return table(
         ["", *(entry.name for entry, _ in told)], rows, caption="Environment of each run", n_left=len(told) + 1
     )

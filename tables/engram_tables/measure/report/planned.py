@@ -16,6 +16,7 @@ from engram_tables.measure.report.figures import (
     percent,
     short,
     size,
+    tick_percent,
     whole,
     words,
 )
@@ -66,7 +67,7 @@ def _shares(entry: Entry, entries: Sequence[Entry], charts: Charts) -> Element |
             )  # fmt: skip
     values = [number(limit["share"]) for e in entries for p in _judged(e) for limit in p["limits"] if limit["share"]]
     most = max([value for value in values if value > 0] or [1.0])
-    axis = Axis(label="needed over available", spell=percent, within=(0.0, max(1.0, most) * 1.05))
+    axis = Axis(label="needed over available", spell=tick_percent, exactly=percent, within=(0.0, max(1.0, most) * 1.05))
     return charts.rows(
         f"{entry.name}: the tightest known limit of each placement", rows, axis=axis, is_bar=True, reference=1.0,
         columns=("placement and limit", "share"), note="The dashed line: all that is available.",

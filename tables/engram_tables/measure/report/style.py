@@ -41,6 +41,7 @@ a {{ color: var(--link); }}
 a:focus-visible, summary:focus-visible, .scroll:focus-visible {{ outline: 3px solid var(--link); outline-offset: 2px; }}
 .skip {{ position: absolute; left: -100rem; }}
 .skip:focus {{ position: static; }}
+.files {{ display: flex; flex-wrap: wrap; gap: 0 1.2rem; list-style: none; padding: 0; margin: 0.2rem 0; }}
 nav ul {{ display: flex; flex-wrap: wrap; gap: 0.2rem 1.2rem; list-style: none; padding: 0; margin: 0.6rem 0; }}
 .lead, .note {{ color: var(--muted); }}
 .grid {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 23.5rem), 1fr)); gap: 1rem;
@@ -63,7 +64,9 @@ thead th {{ border-bottom: 2px solid var(--line); vertical-align: bottom; white-
 tbody th {{ font-weight: 400; }}
 th.number, td.number {{ text-align: right; }}
 .wide th, .wide td {{ white-space: normal; text-align: left; min-width: 6rem; }}
+.wide tbody th {{ min-width: 9.5rem; }}
 .wide td:last-child {{ min-width: 16rem; }}
+.word {{ display: inline-block; max-width: 100%; vertical-align: top; }}
 pre {{ white-space: pre-wrap; overflow-wrap: anywhere; background: var(--card); padding: 0.6rem; border-radius: 0.4rem;
   font: 0.85rem/1.45 ui-monospace, "DejaVu Sans Mono", monospace; margin: 0.3rem 0 1rem; }}
 svg text {{ font-size: 13px; fill: var(--muted); }}
@@ -81,6 +84,7 @@ svg .reference {{ stroke: var(--ink); stroke-dasharray: 5 4; }}
 .series .box {{ fill: var(--own); fill-opacity: 0.35; }}
 .series .fill {{ fill: var(--own); }}
 .series .mark {{ fill: var(--own); stroke: var(--card); stroke-width: 0.8; }}
+.series .dot {{ fill: var(--paper); stroke: var(--ink); stroke-width: 1.6; }}
 .series .open {{ fill: none; stroke: var(--own); stroke-width: 1.8; }}
 @media (max-width: 40rem) {{
   body {{ padding: 0.7rem; }}
