@@ -25,6 +25,7 @@ from engram_tables.measure.ceilings import memory_ceilings
 from engram_tables.measure.doctor.doctor import diagnose
 from engram_tables.measure.offload.plan import BenchPlan, Source, Target
 from engram_tables.measure.planning.probing import probe
+from engram_tables.measure.report.page import SCHEMAS
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = ROOT / "docs" / "reference"
@@ -187,6 +188,7 @@ def test_every_key_that_is_printed_is_documented(page: str, made: Path, tiny_voc
     ]  # fmt: skip
     for record in records:
         _check(page, record)
+    _draw(records, made)
     unseen = set(_strings_in_code()) - {record["schema"] for record in records}
     assert unseen == {
         "engram.table/1", "engram.table/2", "engram.rows/2", "engram.hot-list/1", "engram.bench-offload/2",
@@ -194,6 +196,16 @@ def test_every_key_that_is_printed_is_documented(page: str, made: Path, tiny_voc
         "engram.counts-merge-work/1", "engram.tokenize-work/1", "engram.tokenize-shard/1", "engram.bundles/1",
         "engram.bundle-file/1",
     }  # fmt: skip
+
+
+def _draw(records: list[dict[str, Any]], home: Path) -> None:
+    """Every record that `engram report` knows is drawn as the commands made it."""
+    drawable = [record for record in records if record["schema"] in SCHEMAS]
+    assert set(SCHEMAS) - {record["schema"] for record in drawable} == {"engram.bench-offload/2", "engram.overlap/1"}
+    (home / "drawable.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in drawable))
+    _run("report", home / "drawable.jsonl", "-o", home / "report.html")
+    page = (home / "report.html").read_text(encoding="utf-8")
+    assert page.count("<figure>") > 2 * len(SCHEMAS)
 
 
 def _tokenizer(home: Path, vocab_file: Path) -> Path:

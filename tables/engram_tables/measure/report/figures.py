@@ -13,11 +13,12 @@ MISSING = "–"
 _BINARY = (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 _DECIMAL = (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
 _PREFIXES = (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3))
-_MOST_DIGITS = 300
+_MOST = 1e30
+"""No quantity of a record comes near it, and axes may still be multiplied by a little."""
 
 
 def number(value: Any) -> float:
-    """A finite number of a record.
+    """A number of a record.
 
     Raises
     ------
@@ -26,8 +27,9 @@ def number(value: Any) -> float:
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"a number where {str(value)[:40]!r} stands")
-    if (isinstance(value, int) and value.bit_length() > 3 * _MOST_DIGITS) or not math.isfinite(value):
-        raise ValueError(f"a finite number where {str(value)[:40]!r} stands")
+    # Written so that it is true of NaN too, and never makes a float of a long integer.
+    if not -_MOST <= value <= _MOST:
+        raise ValueError(f"a number up to {_MOST:g} where another stands")
     return float(value)
 
 

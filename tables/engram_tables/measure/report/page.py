@@ -165,7 +165,14 @@ def _named(entries: Sequence[Entry]) -> list[Element]:
 
 def _section(kind: Kind, entries: Sequence[Entry], charts: Charts) -> Element:
     name = f"{kind.anchor}-title"
-    content = kind.draw(entries, charts)
+    try:
+        content = kind.draw(entries, charts)
+    except _MALFORMED as error:
+        files = ", ".join(entry.file for entry in entries)
+        raise InvalidInput(
+            f"{files}: found records that do not go together ({str(error)[:160]}), expected figures of one kind; "
+            "draw them one by one"
+        ) from error
     return tag(
         "section", tag("h2", kind.title, id=name), tag("p", kind.lead, class_="lead"), *content, id=kind.anchor,
         aria_labelledby=name,
