@@ -148,4 +148,4 @@ def _summary(entries: Sequence[Entry]) -> Element:
 def _interval(of: Mapping[str, Any]) -> str:
     if of["value"] is None or of["low"] is None or of["high"] is None:
         return percent(of["value"])
-    return f"{percent(of['value'])} ({percent(of['low'])} to {percent(of['high'])})"
+    return f"{percent(of['value'])} ({100 * number(of['low']):.1f} to {100 * number(of['high']):.1f})"

@@ -18,6 +18,8 @@ MOST_RECORDS = 200
 _SCHEMA = re.compile(r"engram\.([a-z][a-z-]*)/([0-9]{1,9})")
 _SCRIPTS = "engram.benchmark-"
 _DEEPEST = 8
+_Named = tuple[str, str, dict[str, Any]]
+"""A name within its file, empty where it needs none; the schema; the record."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +31,7 @@ class Entry:
     label
         A letter that names it in every chart: A, B, …
     file
-        Name of the file, without its directories.
+        Name of the file, without its directories, and of the record in it where a script gave it one.
     schema
         What the record says it is; one that can be drawn.
     record
@@ -68,7 +70,10 @@ def read_records(paths: Sequence[Path], *, schemas: Collection[str]) -> list[Ent
     for path in paths:
         for at, value in enumerate(_values(path)):
             where = str(path) if at == 0 else f"{path}, record {at + 1}"
-            found += [(path.name, schema, record) for schema, record in _drawable(where, value, schemas)]
+            found += [
+                (f"{path.name}, {name}" if name else path.name, schema, record)
+                for name, schema, record in _drawable(where, value, schemas)
+            ]
     if len(found) > MOST_RECORDS:
         raise InvalidInput(
             f"report: found {len(found):,} records, expected {MOST_RECORDS} at most; make several reports"
@@ -122,7 +127,7 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
 
 
-def _drawable(where: str, value: Any, schemas: Collection[str]) -> list[tuple[str, dict[str, Any]]]:
+def _drawable(where: str, value: Any, schemas: Collection[str]) -> list[_Named]:
     """A record, or those that a script's record holds."""
     schema = value.get("schema") if isinstance(value, dict) else None
     if not isinstance(schema, str) or not _SCHEMA.fullmatch(schema):
@@ -131,19 +136,22 @@ def _drawable(where: str, value: Any, schemas: Collection[str]) -> list[tuple[st
             f'{where}: found {found}, expected a record that says "schema": "engram.…"; name another file'
         )
     if schema in schemas:
-        return [(schema, value)]
+        return [("", schema, value)]
     inside = list(_inside(value, schemas, 0)) if schema.startswith(_SCRIPTS) else []
     if not inside:
         _refuse(where, schema, schemas)
     return inside
 
 
-def _inside(value: Any, schemas: Collection[str], depth: int) -> Iterator[tuple[str, dict[str, Any]]]:
+def _inside(value: Any, schemas: Collection[str], depth: int, name: str = "") -> Iterator[_Named]:
+    """Records in a script's record, each with the nearest name around it."""
     if isinstance(value, dict) and value.get("schema") in schemas:
-        yield value["schema"], value
+        yield name, value["schema"], value
     elif isinstance(value, dict | list) and depth < _DEEPEST:
+        if isinstance(value, dict) and isinstance(value.get("name"), str):
+            name = value["name"]
         for each in value.values() if isinstance(value, dict) else value:
-            yield from _inside(each, schemas, depth + 1)
+            yield from _inside(each, schemas, depth + 1, name)
 
 
 def _refuse(where: str, schema: str, schemas: Collection[str]) -> NoReturn:

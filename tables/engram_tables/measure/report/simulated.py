@@ -34,12 +34,16 @@ _VERDICTS = {
 def draw(entries: Sequence[Entry], charts: Charts) -> list[Child]:
     """The section's content."""
     compared = _comparison(entries, charts) if len(entries) > 1 else []
-    curves = [chart for entry in entries for chart in _curves(entry, entries, charts)]
+    ways = dict.fromkeys(_key(run) for entry in entries for run in entry.record["runs"])
+    # What is alike stands together: every record's curves of one way of fetching, then those of the next.
+    curves = [
+        _curves(entry, key, state, entries, charts) for key in ways for state in ("cold", "steady") for entry in entries
+    ]
     others = [_misses(entries, charts), _unique(entries, charts), _bundles(entries, charts)]
     return [
         listed(_headline(entry) for entry in entries),
         side_by_side(compared),
-        tag("h3", "Hit ratio by size of the cache") if curves else None,
+        tag("h3", "Hit ratio by size of the cache") if any(chart is not None for chart in curves) else None,
         side_by_side(curves),
         tag("h3", "What a token still reads") if any(other is not None for other in others) else None,
         side_by_side(others),
@@ -50,10 +54,11 @@ def draw(entries: Sequence[Entry], charts: Charts) -> list[Child]:
 def _headline(entry: Entry) -> Element:
     record = entry.record
     corpus, verdict = record["corpus"], record["representative"]["verdict"]
+    of = f" of {words(corpus['paths'])}" if corpus["paths"] else ""
     return tag(
         "span", tag("strong", entry.name),
         f": {words(record['spec'])}, rows of {size(record['row_bytes'])}, {whole(record['rows_per_token'])} a token; "
-        f"{whole(corpus['n_tokens'])} tokens of {words(corpus['paths'])}, a text that "
+        f"{whole(corpus['n_tokens'])} tokens{of}, a text that "
         f"{_VERDICTS.get(verdict, words(verdict))}",
     )  # fmt: skip
 
@@ -73,18 +78,15 @@ def _ratio_axis() -> Axis:
     )
 
 
-def _curves(entry: Entry, entries: Sequence[Entry], charts: Charts) -> list[Element | None]:
-    found = []
-    for run in entry.record["runs"]:
-        for state in ("cold", "steady"):
-            held = [c for c in entry.record["curves"] if c["state"] == state and _key(c) == _key(run)]
-            series = [
-                Series(name=words(curve["policy"]), points=_points(curve), is_bound=curve["policy"] == "belady")
-                for curve in held
-            ]
-            title = f"{entry.name}: {_way(run)}, {state}"
-            found.append(charts.lines(title, series, x=_sizes(entries), y=_ratio_axis(), note=_note(held, state)))
-    return found
+def _curves(entry: Entry, key: tuple[Any, ...], state: str, entries: Sequence[Entry], charts: Charts) -> Element | None:
+    """A record's curves of one way of fetching in one state."""
+    held = [curve for curve in entry.record["curves"] if curve["state"] == state and _key(curve) == key]
+    series = [
+        Series(name=words(curve["policy"]), points=_points(curve), is_bound=curve["policy"] == "belady")
+        for curve in held
+    ]
+    title = f"{entry.name}: {_way(dict(zip(_RUN_KEYS, key, strict=True)))}, {state}"
+    return charts.lines(title, series, x=_sizes(entries), y=_ratio_axis(), note=_note(held, state))
 
 
 def _key(of: Mapping[str, Any]) -> tuple[Any, ...]:
