@@ -7,7 +7,7 @@ has a form of mark and of dash of its own too, so that none is told by its colou
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 from xml.etree.ElementTree import Element
@@ -44,11 +44,15 @@ class Point:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """Points that belong together, ascending in x; `is_bound` is drawn thin, as something that others are held to."""
+    """Points that belong together, ascending in x; `is_bound` is drawn thin, as something that others are held to.
+
+    `look` numbers its colour, mark and dash, where it should have the same in several charts; its place otherwise.
+    """
 
     name: str
     points: Sequence[Point]
     is_bound: bool = False
+    look: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,10 +136,8 @@ class Charts:
             return None
         name = f"chart-{next(self._ids)}"
         svg = _svg(name, title, _told_lines(drawn, x, y), _HEIGHT, _draw_lines([each for _, each in drawn], x, y))
-        legend = tag(
-            "ul", *(tag("li", _swatch(nth, each.is_bound), each.name) for nth, (_, each) in enumerate(drawn)),
-            class_="legend",
-        )  # fmt: skip
+        shown = [(_swatch(_look(nth, each), each.is_bound), each.name) for nth, (_, each) in enumerate(drawn)]
+        legend = tag("ul", *(tag("li", swatch, told) for swatch, told in shown), class_="legend")
         places = sorted({point.x for _, each in drawn for point in each.points})
         rows = [[x.told(place), *(_told_at(each, place, y) for _, each in drawn)] for place in places]
         figures = table([x.label, *(each.name for _, each in drawn)], rows, caption=f"{title}: {y.label}")
@@ -172,7 +174,7 @@ class Charts:
 def _positive(series: Series, x: Axis, y: Axis) -> Series:
     """Without points that a logarithmic axis has no place for."""
     kept = [point for point in series.points if (point.x > 0 or not x.is_log) and (point.y > 0 or not y.is_log)]
-    return Series(name=series.name, points=sorted(kept, key=lambda point: point.x), is_bound=series.is_bound)
+    return replace(series, points=sorted(kept, key=lambda point: point.x))
 
 
 def _figure(title: str, svg: Element, figures: Element, legend: Element | None, note: str) -> Element:
@@ -214,7 +216,7 @@ def _draw_lines(series: Sequence[Series], x: Axis, y: Axis) -> list[Element]:
     up = y.scale([*(point.y for point in points), *ends], _HEIGHT - _BOTTOM, _TOP, from_zero=not y.is_log)
     marks = _grid(across, up, x, y)
     for nth, each in enumerate(series):
-        marks.append(_line(nth, each, across, up))
+        marks.append(_line(_look(nth, each), each, across, up))
     return marks
 
 
@@ -243,6 +245,10 @@ def _line(nth: int, series: Series, across: Scale, up: Scale) -> Element:
             parts.append(tag("path", d=f"M{left:.1f} {up.at(point.low):.1f}V{up.at(point.high):.1f}", class_="whisker"))
         parts.append(_mark(nth, left, top))
     return tag("g", *parts, class_=f"series c{nth % N_COLOURS}")
+
+
+def _look(nth: int, series: Series) -> int:
+    return nth if series.look is None else series.look
 
 
 def _stroke(path: str, nth: int, *, is_bound: bool) -> Element:

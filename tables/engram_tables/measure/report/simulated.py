@@ -23,6 +23,8 @@ from engram_tables.measure.report.reading import Entry
 _RUN_KEYS = ("unit", "layout", "n_streams", "tokens_a_step", "is_prefill")
 _COMPARED = ("tiered", "lru-16", "s3-fifo", "lru", "static")
 """Policies in the order in which one is taken to compare records: the library's own cache first."""
+_LOOKS = {"lru": 0, "lru-16": 1, "static": 2, "tiered": 3, "s3-fifo": 4, "belady": 5}
+"""Every policy looks the same in all charts."""
 _VERDICTS = {
     "representative": "repeats itself as code and prose do",
     "too-repetitive": "repeats itself more than code and prose do: its hit ratios flatter",
@@ -82,9 +84,12 @@ def _curves(entry: Entry, key: tuple[Any, ...], state: str, entries: Sequence[En
     """A record's curves of one way of fetching in one state."""
     held = [curve for curve in entry.record["curves"] if curve["state"] == state and _key(curve) == key]
     series = [
-        Series(name=words(curve["policy"]), points=_points(curve), is_bound=curve["policy"] == "belady")
+        Series(
+            name=words(curve["policy"]), points=_points(curve), is_bound=curve["policy"] == "belady",
+            look=_LOOKS.get(words(curve["policy"]), 6),
+        )
         for curve in held
-    ]
+    ]  # fmt: skip
     title = f"{entry.name}: {_way(dict(zip(_RUN_KEYS, key, strict=True)))}, {state}"
     return charts.lines(title, series, x=_sizes(entries), y=_ratio_axis(), note=_note(held, state))
 
