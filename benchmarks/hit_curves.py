@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run and print; 0, or 6 where a check fails."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vocab", type=Path, required=True, help="of DeepSeek V4, by `engram build-vocab`")
-    parser.add_argument("--code", nargs="+", default=list(CODE), help="files or patterns")
+    parser.add_argument("--code", nargs="+", default=list(CODE), help="files, directories or patterns")
     parser.add_argument("--prose", nargs="+", default=list(PROSE))
     parser.add_argument("--most-tokens", type=int, default=10_000_000, help="of each text")
     parser.add_argument("--memory", type=parse_bytes, default=parse_bytes("512MiB"))
@@ -123,7 +123,8 @@ def main(arguments: list[str] | None = None) -> int:
 def mixed(patterns: list[str]) -> list[str]:
     """Distinct files in an order of chance: links name a file again, and those of a directory are of one kind."""
     found = {Path(name).resolve() for pattern in patterns for name in glob(pattern, recursive=True)}  # noqa: PTH207
-    files = [str(path) for path in found if path.is_file()]
+    below = {path.resolve() for folder in found if folder.is_dir() for path in folder.rglob("*")}
+    files = [str(path) for path in found | below if path.is_file()]
     return sorted(files, key=lambda name: hashlib.sha256(os.fsencode(name)).digest())
 
 
